@@ -1,0 +1,20 @@
+"""Architectures, selections and search spaces as frozen values, and their costs in closed form. No torch."""
+
+from pocketformer.architecture.architecture import FFN, Architecture, Attention, Design, Stage
+from pocketformer.architecture.published import NAMES
+from pocketformer.architecture.selection import Selection, Step
+from pocketformer.architecture.space import SPACES, SearchSpace, StageSpace
+
+__all__ = [
+    "FFN",
+    "NAMES",
+    "SPACES",
+    "Architecture",
+    "Attention",
+    "Design",
+    "SearchSpace",
+    "Selection",
+    "Stage",
+    "StageSpace",
+    "Step",
+]

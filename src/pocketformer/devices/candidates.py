@@ -1,0 +1,52 @@
+"""What a profile times, as model files: chains of fused blocks, whole networks, MobileNetV2.
+
+Weights are random: what a network costs does not depend on them, as long as no values are denormal.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from pocketformer.architecture import Architecture
+from pocketformer.architecture.blocks import BlockValue, Grid, Head
+from pocketformer.deploy import FusedHead, fuse, fuse_block
+from pocketformer.models import create_model
+from pocketformer.models.blocks import build_block
+
+
+def write_chain(runtime: ModuleType, blocks: Sequence[BlockValue], path: Path, batch: int = 1) -> None:
+    """A row of fused blocks, each with weights of its own, in the runtime's format."""
+    first = blocks[0]
+    width = getattr(first, "in_chans", None) or getattr(first, "in_width", None) or first.width
+    chain = nn.Sequential(*map(_fused, blocks)).eval()
+    runtime.write(chain, torch.randn(batch, width, *first.grid), path)
+
+
+def _fused(block: BlockValue) -> nn.Module:
+    if isinstance(block, Head):
+        return FusedHead(nn.BatchNorm2d(block.width), [nn.Linear(block.width, block.num_classes)])
+    return fuse_block(build_block(block, layer_scale=1.0), block.grid)
+
+
+def write_network(
+    runtime: ModuleType,
+    architecture: Architecture,
+    num_classes: int,
+    resolution: Grid,
+    path: Path,
+    batch: int = 1,
+) -> None:
+    """The deployed graph of an untrained network in the runtime's format."""
+    model = create_model(architecture, num_classes, resolution, distilled=False, layer_scale=1.0)
+    runtime.write(fuse(model), torch.randn(batch, 3, *resolution), path)
+
+
+def write_unit(runtime: ModuleType, num_classes: int, resolution: Grid, path: Path, batch: int = 1) -> None:
+    """MobileNetV2 x1.0, the unit of latency (contract 6.8), exported the same way."""
+    import timm
+
+    model = timm.create_model("mobilenetv2_100", num_classes=num_classes).eval()
+    runtime.write(model, torch.randn(batch, 3, *resolution), path)

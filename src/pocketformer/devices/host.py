@@ -1,0 +1,37 @@
+"""What a latency record says about the machine and the software that it was measured with."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("pocketformer", "torch", "timm", "onnx")
+
+
+def host() -> dict[str, str | int]:
+    """Processor, its cores that this process may use, and operating system."""
+    return {"device": _processor(), "cores": _cores(), "os": f"{platform.system()} {platform.release()}"}
+
+
+def packages() -> dict[str, str]:
+    """Versions of what wrote the measured files."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware"))]
+    return names[0] if names else platform.processor() or platform.machine()

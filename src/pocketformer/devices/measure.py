@@ -1,0 +1,90 @@
+"""Timing several things so that whatever slows the device down meanwhile hits all of them alike."""
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_SAMPLE_MS = 0.5  # a sample lasts at least this long, so that reading the clock costs nothing
+_MAX_CALLS = 10
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Median and interquartile range of `samples`; ms unless they are ratios."""
+
+    median: float
+    spread: float
+    samples: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Measurement":
+        """Of at least one sample."""
+        return cls(statistics.median(samples), interquartile_range(samples), tuple(samples))
+
+
+def interquartile_range(samples: Sequence[float]) -> float:
+    if len(samples) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return third - first
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    calls: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Times every candidate once a round, in a new random order each round: name to `rounds` samples in ms.
+
+    A sample is the mean of `calls` consecutive calls after one untimed call (which warms the caches that the
+    candidate before it took); by default as many calls as fill half a millisecond, at most 10. Samples of
+    equal index belong to the same round, so that ratios may be taken in pairs. `progress(done, rounds)` is
+    called between rounds.
+    """
+    counts = {name: calls or _calls(run) for name, run in runs.items()}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    order, rng = list(runs), random.Random(seed)
+    for done in range(1, rounds + 1):
+        rng.shuffle(order)
+        with _no_garbage_collection():
+            for name in order:
+                samples[name].append(_time(runs[name], counts[name]))
+        if progress is not None:
+            progress(done, rounds)
+    return samples
+
+
+def paired_ratios(samples: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Round by round, sample over the reference's sample."""
+    return [sample / base for sample, base in zip(samples, reference, strict=True)]
+
+
+def _time(run: Callable[[], object], calls: int) -> float:
+    run()
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter_ns() - start) / 1e6 / calls
+
+
+def _calls(run: Callable[[], object]) -> int:
+    fastest = max(min(_time(run, 1) for _ in range(3)), 1e-4)
+    return min(max(math.ceil(_SAMPLE_MS / fastest), 1), _MAX_CALLS)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,153 @@
+"""The search stage: Algorithm 1 on a trained supernet, written as it goes, resumed where it was cut."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pocketformer import files
+from pocketformer.architecture import Selection
+from pocketformer.errors import UserError
+from pocketformer.pipelines.costs import CostModel
+from pocketformer.progress import Stage
+from pocketformer.runs import Ledger
+from pocketformer.search import Evaluator, Move, Objective, joint_search, regrow
+from pocketformer.search.evaluation import PrefixEvaluator
+from pocketformer.search.trajectory import Point, end_line, move_lines, points, start_line, whole_moves
+from pocketformer.supernet import Supernet
+from pocketformer.training.batches import TrainBatches, eval_batches
+from pocketformer.training.data import Data
+
+Phase = Callable[..., Iterator[Move]]
+
+
+@dataclass
+class Trajectory:
+    """A search and its file. `slim` and `regrow` continue from the last state; both may be called again with
+    another correction of the latencies."""
+
+    path: Path
+    start: Selection
+    costs: CostModel
+    objective: Objective
+    evaluator: Evaluator
+    ledger: Ledger
+    progress: Stage | None = None
+
+    def __post_init__(self) -> None:
+        lines = whole_moves(files.Lines.read(self.path))
+        settings = {
+            "budgets": dict(self.objective.budgets),
+            "min_mes": self.objective.min_mes,
+            "units": dict(self.objective.units),
+            "exponents": dict(self.objective.exponents),
+            "form": self.objective.form,
+        }
+        plain = self.costs(self.start)
+        first = start_line(self.start, plain, self.objective.mes(plain), settings)
+        if lines and lines[0] != files.as_json(first):
+            raise UserError(f"{self.path} is of another search: its start or objective differs")
+        count = len(lines)
+        self._file = files.Lines(self.path, keep=_first(count))
+        self.lines = lines
+        self._replayed = 1
+        if not lines:
+            self._write(first)
+
+    def _write(self, *lines: dict) -> None:
+        self._file.write(*lines)
+        self.lines.extend(files.as_json(line) for line in lines)
+        self._replayed = len(self.lines)
+
+    def points(self) -> list[Point]:
+        return points(self.start.space, self.lines[: self._replayed])
+
+    def correct(self, factor: float) -> float:
+        """Scales the table's latencies from here on. A resumed search takes the factor that stands written: it
+        comes from a measurement, which would not repeat to the last bit."""
+        if self._replayed < len(self.lines):
+            line = self.lines[self._replayed]
+            if line["type"] != "correction":
+                raise UserError(f"{self.path} is of another search: it goes on with {line['type']!r}")
+            self._replayed += 1
+            factor = line["factor"]
+        else:
+            self._write({"type": "correction", "step": self.points()[-1].step, "factor": factor})
+        self.costs = self.costs.corrected(factor)
+        return factor
+
+    def slim(self) -> str:
+        return self._go_on(joint_search, "slim")
+
+    def regrow(self, share: float = 0.9) -> str:
+        return self._go_on(lambda *args, step: regrow(*args, share=share, step=step), "regrow")
+
+    def _go_on(self, phase: Phase, name: str) -> str:
+        """Runs a phase to its end; replays what an earlier process has already written of it."""
+        while self._replayed < len(self.lines):
+            line = self.lines[self._replayed]
+            if line["type"] == "end" or (line["type"] == "evaluated" and line["phase"] == name):
+                self._replayed += 1
+            elif line["type"] == "executed" and line["phase"] == name:
+                self._replayed += 1
+            else:
+                break
+            if line["type"] == "end":
+                return line["status"]
+        last = self.points()[-1]
+        moves = phase(last.selection, self.costs, self.evaluator, self.objective, step=last.step)
+        while True:
+            try:
+                move = next(moves)
+            except StopIteration as stop:
+                self._write(end_line(self.points()[-1].step, stop.value))
+                return stop.value
+            self._write(*move_lines(move, self.objective.mes))
+            self.ledger.did("search", move.step)
+            if self.progress:
+                self.progress.update(move.step, self._note(move), self._expected_steps(move))
+
+    def _expected_steps(self, move: Move) -> int | None:
+        """Steps until the budgets hold, if each went on to cut costs by the same share."""
+        if not self.objective.budgets:
+            return None
+        first = max(self.objective.usage(self.costs(self.start)).values())
+        now = max(self.objective.usage(move.chosen.costs).values())
+        if not 1 < now < first:
+            return move.step
+        return round(move.step * math.log(first) / math.log(first / now))
+
+    def _note(self, move: Move) -> str:
+        usage = self.objective.usage(move.chosen.costs)
+        shares = ", ".join(f"{name} {share:.0%} of budget" for name, share in usage.items())
+        return f"{move.chosen.action}; accuracy {move.chosen.score.accuracy:.1%} on search; {shares}"
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def evaluator(
+    supernet: Supernet, data: Data, seed: int, calibration: int = 256, batch_size: int = 256
+) -> Iterator[PrefixEvaluator]:
+    """Scores subnets on the search split. Each batch begins with the same `calibration` images of fit, from
+    which every norm takes its statistics: in the middle of a search a subnet has been trained rarely or never,
+    and its switches' running statistics belong to others. 0: the switches' own statistics, as in the paper.
+    """
+    size = supernet.space.resolution
+    supernet.eval()
+    unlabelled = TrainBatches(data.fit, max(calibration, 1), size, None, seed).batch(0)[0][:calibration]
+    stored = [
+        (torch.cat([unlabelled, images]).contiguous(memory_format=torch.channels_last), labels)
+        for images, labels in eval_batches(data.search, batch_size, size)
+    ]
+    with supernet.calibrated(len(unlabelled)):
+        yield PrefixEvaluator(supernet.run, lambda: stored, len(unlabelled))
+
+
+def _first(count: int) -> Callable[[dict], bool]:
+    seen = iter(range(count))
+    return lambda line: next(seen, None) is not None

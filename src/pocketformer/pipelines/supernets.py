@@ -1,0 +1,69 @@
+"""The supernet stage: trains a space's supernet on fit, and loads a trained one."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pocketformer import files
+from pocketformer.architecture import SearchSpace
+from pocketformer.errors import UserError
+from pocketformer.progress import stage
+from pocketformer.runs import Ledger
+from pocketformer.supernet import Supernet
+from pocketformer.supernet.sampling import Sandwich
+from pocketformer.training import checkpoint
+from pocketformer.training.batches import TrainBatches
+from pocketformer.training.data import Data
+from pocketformer.training.engine import Job, planned_steps, train
+from pocketformer.training.recipe import Recipe
+from pocketformer.training.tasks import SandwichTask
+
+
+def train_supernet(
+    folder: Path,
+    space: SearchSpace,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    ledger: Ledger,
+    *,
+    in_place: bool = True,
+    about: dict | None = None,
+) -> Supernet:
+    """Trains by the sandwich rule, or returns the supernet if that is already done. `about` is kept in its
+    `config.json` (how the data was opened), so that the folder can be searched alone."""
+    if (folder / "model.safetensors").exists():
+        return load_supernet(folder)[0]
+    torch.manual_seed(seed)
+    supernet = Supernet(
+        space,
+        len(data.classes),
+        distilled=False,
+        drop_path=recipe.drop_path,
+        layer_scale=recipe.layer_scale,
+    ).to(memory_format=torch.channels_last)
+    batches = TrainBatches(data.fit, recipe.batch_size, space.resolution, recipe.augmentation, seed)
+    task = SandwichTask(supernet, Sandwich(space, seed=seed), recipe.label_smoothing, in_place)
+    with stage("train the supernet", planned_steps(batches, recipe)) as progress:
+        train(task, batches, recipe, Job(folder, "supernet", ledger, progress), seed)
+    config = {"space": space.to_dict(), "num_classes": len(data.classes), "classes": list(data.classes)}
+    files.write_json(folder / "config.json", {**config, **(about or {})})
+    checkpoint.save_tensors(folder / "model.safetensors", supernet)
+    return supernet.eval()
+
+
+def load_supernet(folder: str | os.PathLike) -> tuple[Supernet, dict]:
+    """A trained supernet in eval mode, and its `config.json`. Takes the folder of `supernet` or of `design`."""
+    folder = Path(folder)
+    if (folder / "supernet" / "model.safetensors").exists():
+        folder = folder / "supernet"
+    if not (folder / "model.safetensors").exists():
+        raise UserError(f"{folder} holds no trained supernet (no model.safetensors)")
+    config = files.read_json(folder / "config.json", "supernet configuration")
+    if "space" not in config:
+        raise UserError(f"{folder} holds a single network, not a supernet")
+    space = SearchSpace.from_dict(config["space"], str(folder / "config.json"))
+    supernet = Supernet(space, config["num_classes"], distilled=False).to(memory_format=torch.channels_last)
+    checkpoint.load_weights(supernet, folder / "model.safetensors")
+    return supernet.eval(), config

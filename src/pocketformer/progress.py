@@ -1,0 +1,108 @@
+"""What a person sees while work goes on: one bar a stage on a terminal, a line now and then elsewhere. All of it
+goes to stderr; stdout is for results."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LINE_EVERY = 10.0  # seconds between lines when stderr is no terminal
+
+
+def duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Stage:
+    """Progress of one stage: `total` units, `advance` as they are done, `note` for the figures beside the bar."""
+
+    def __init__(self, name: str, total: int | None, done: int = 0):
+        self.name, self.total, self.done, self.text = name, total, done, ""
+        self._first, self._began = done, time.monotonic()
+
+    @property
+    def seconds_left(self) -> float | None:
+        fresh = self.done - self._first
+        if self.total is None or fresh <= 0:
+            return None
+        return (time.monotonic() - self._began) / fresh * (self.total - self.done)
+
+    def advance(self, units: int = 1, note: str | None = None) -> None:
+        self.update(self.done + units, note)
+
+    def update(self, done: int, note: str | None = None, total: int | None = None) -> None:
+        self.done, self.total = done, total or self.total
+        self.text = self.text if note is None else note
+        self._show()
+
+    def _show(self) -> None: ...
+
+    def close(self, whole: bool) -> None: ...
+
+
+class _Lines(Stage):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._last = time.monotonic()
+        print(f"{self.name} …", file=sys.stderr, flush=True)
+
+    def _show(self) -> None:
+        if time.monotonic() - self._last < _LINE_EVERY:
+            return
+        self._last = time.monotonic()
+        left = self.seconds_left
+        parts = [f"{self.name}: {self.done}" + (f"/{self.total}" if self.total else ""), self.text]
+        parts.append(f"{duration(left)} left" if left is not None else "")
+        print(", ".join(p for p in parts if p), file=sys.stderr, flush=True)
+
+    def close(self, whole: bool) -> None:
+        if whole:
+            took = duration(time.monotonic() - self._began)
+            print(f"{self.name}: done in {took}" + (f" ({self.text})" if self.text else ""), file=sys.stderr)
+
+
+class _Bar(Stage):
+    def __init__(self, *args):
+        super().__init__(*args)
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (
+            rich.TextColumn("{task.description:<28}"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[note]}"),
+        )
+        self._rich = rich.Progress(*columns, console=Console(stderr=True))
+        self._task = self._rich.add_task(self.name, total=self.total, completed=self.done, note="")
+        self._rich.start()
+
+    def _show(self) -> None:
+        self._rich.update(self._task, completed=self.done, total=self.total, note=self.text)
+
+    def close(self, whole: bool) -> None:
+        if whole and self.total is not None:
+            self._rich.update(self._task, completed=self.total)
+        self._rich.stop()
+
+
+@contextmanager
+def stage(name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]:
+    """Shows the progress of one stage; `done` units were done by an earlier process."""
+    shown = (_Bar if sys.stderr.isatty() else _Lines)(name, total, done)
+    try:
+        yield shown
+    except BaseException:
+        shown.close(whole=False)
+        raise
+    shown.close(whole=True)
+
+
+def say(text: str) -> None:
+    """One line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)

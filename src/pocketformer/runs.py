@@ -1,0 +1,143 @@
+"""A run's folder: its configuration, its lock, and the ledger of work done (contract 5)."""
+
+import fcntl
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pocketformer import files
+from pocketformer.errors import UserError
+
+_PACKAGES = ("pocketformer", "torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class Run:
+    """An output folder in use by this process. Opening it again with the same settings resumes it."""
+
+    def __init__(self, path: str | os.PathLike, command: str, settings: dict[str, Any]):
+        """Creates the folder, or takes up an earlier run of the same command and settings.
+
+        Raises `UserError` if the folder holds anything else or another process works in it. Nothing is written
+        before these checks.
+        """
+        self.path = Path(path)
+        settings = json.loads(json.dumps(settings))  # as it will be read back
+        self._check(command, settings)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(f"{self.path}: another process is working in this folder") from None
+        if not (self.path / "config.yaml").exists():
+            self._write({"command": command, "settings": settings, "versions": versions(), "facts": {}})
+        self.ledger = Ledger(self.path / "work.jsonl")
+
+    def _check(self, command: str, settings: dict) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file, not a folder for a run")
+        config = self.path / "config.yaml"
+        if config.exists():
+            earlier = read_config(self.path)
+            if earlier["command"] != command:
+                found = earlier["command"]
+                raise UserError(f"{self.path} holds a run of '{found}', not of '{command}': choose another --out")
+            for name in sorted({*earlier["settings"], *settings}):
+                was, now = earlier["settings"].get(name), settings.get(name)
+                if was != now:
+                    raise UserError(
+                        f"{self.path} holds another run ({name} was {_short(was)}, now {_short(now)}): "
+                        "choose another --out, or repeat the earlier command to resume it"
+                    )
+        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run: choose another --out")
+
+    def _write(self, config: dict) -> None:
+        files.write_text(
+            self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        )
+
+    def record(self, **facts: Any) -> None:
+        """Adds facts found while working (fingerprints); a resumed run must find the same ones."""
+        config = read_config(self.path)
+        for name, value in facts.items():
+            value = json.loads(json.dumps(value))
+            was = config["facts"].setdefault(name, value)
+            if was != value:
+                what = name.replace("_", " ")
+                raise UserError(
+                    f"{self.path}: the {what} changed since this run began (was {_short(was)}, now {_short(value)})"
+                )
+        self._write(config)
+
+    def close(self) -> None:
+        self.ledger.close()
+        self._lock.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if value is not None else "not given"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_config(path: str | os.PathLike) -> dict:
+    """The configuration of a run's folder; `UserError` if it holds none."""
+    file = Path(path) / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not a run: it has no config.yaml") from None
+    except NotADirectoryError:
+        raise UserError(f"{path} is a file, not a run's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict) or not {"command", "settings", "facts"} <= set(config):
+        raise UserError(f"{file} is not a run's configuration")
+    return config
+
+
+class Ledger:
+    """Every unit of work that was really executed, appended as it happens: work done twice after a kill shows as
+    a line that stands twice."""
+
+    def __init__(self, path: Path):
+        self._lines = files.Lines(path)
+
+    def did(self, stage: str, unit: int | str) -> None:
+        self._lines.write({"stage": stage, "unit": unit})
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def repeated_units(path: str | os.PathLike) -> dict[str, int]:
+    """{stage: units executed more than once, counted as often as they were repeated} of a run's ledger."""
+    seen, repeated = set(), {}
+    for line in files.Lines.read(Path(path) / "work.jsonl"):
+        unit = (line["stage"], line["unit"])
+        if unit in seen:
+            repeated[line["stage"]] = repeated.get(line["stage"], 0) + 1
+        seen.add(unit)
+    return repeated

@@ -1,0 +1,91 @@
+"""Scores of many neighbouring subnets in one pass over the images (contract 6.12)."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from pocketformer.architecture import Selection, Step
+from pocketformer.search.joint import Score
+
+Run = Callable[[Step, torch.Tensor], torch.Tensor]  # executes one step of a selection: `Supernet.run`
+Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+
+
+def shared_prefix(current: Selection, candidate: Selection) -> int:
+    """How many steps from the stem on are the same: their activations are too."""
+    pairs = zip(current.steps, candidate.steps, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(current.steps), len(candidate.steps)))
+
+
+def block_executions(current: Selection, candidates: Sequence[Selection]) -> int:
+    """Closed formula of exact prefix sharing, per batch: the current network once, each candidate's rest."""
+    return len(current.steps) + sum(len(c.steps) - shared_prefix(current, c) for c in candidates)
+
+
+class _Tally:
+    def __init__(self, unscored: int) -> None:
+        self.unscored = unscored
+        self.correct, self.loss, self.count = 0, 0.0, 0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        logits = logits[self.unscored :]
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        self.count += len(labels)
+
+    def score(self) -> Score:
+        return Score(self.correct / self.count, self.loss / self.count)
+
+
+class PrefixEvaluator:
+    """Batches outside, actions inside: for each batch the current network runs once, and every candidate
+    starts from the activation at which it departs. Memory is one batch; nothing is computed twice.
+
+    `run` executes one step (of a supernet in eval mode); `batches` gives the search split's images anew at each
+    call. The first `unscored` images of each batch have no labels and are not scored (they calibrate the norms).
+    `executed` counts block executions, one a step and batch.
+    """
+
+    def __init__(self, run: Run, batches: Batches, unscored: int = 0):
+        self.run, self.batches, self.unscored = run, batches, unscored
+        self.executed = 0
+
+    def _tally(self) -> "_Tally":
+        return _Tally(self.unscored)
+
+    def _run(self, x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
+        for step in steps:
+            x = self.run(step, x)
+        self.executed += len(steps)
+        return x
+
+    @torch.inference_mode()
+    def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
+        departing: dict[int, list[int]] = {}
+        for i, candidate in enumerate(candidates):
+            departing.setdefault(shared_prefix(current, candidate), []).append(i)
+        tallies = [self._tally() for _ in candidates]
+        own = self._tally()
+        for images, labels in self.batches():
+            x = images
+            for position, step in enumerate(current.steps):
+                for i in departing.get(position, ()):
+                    tallies[i].add(self._run(x, candidates[i].steps[position:]), labels)
+                x = self._run(x, (step,))
+            own.add(x, labels)
+            for i in departing.get(len(current.steps), ()):  # the same network again
+                tallies[i].add(x, labels)
+        return [own.score(), *(t.score() for t in tallies)]
+
+
+class NaiveEvaluator(PrefixEvaluator):
+    """Every candidate from the image on: the reference that `PrefixEvaluator` is checked and timed against."""
+
+    @torch.inference_mode()
+    def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
+        tallies = [self._tally() for _ in (current, *candidates)]
+        for images, labels in self.batches():
+            for tally, candidate in zip(tallies, (current, *candidates), strict=True):
+                tally.add(self._run(images, candidate.steps), labels)
+        return [t.score() for t in tallies]

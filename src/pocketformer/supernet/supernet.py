@@ -1,0 +1,149 @@
+"""The supernet of a search space (paper Sec. 4.2.2): executes any of its subnets with shared weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.layers import trunc_normal_
+from torch import nn
+
+from pocketformer.architecture import Architecture, SearchSpace, Selection, Step
+from pocketformer.architecture import blocks as values
+from pocketformer.models import EfficientFormerV2, compute, create_model
+from pocketformer.models.efficientformerv2 import drop_path_rates
+from pocketformer.supernet import elastic
+
+
+class Supernet(nn.Module):
+    """Shared weights of every member of `space`.
+
+    `supernet(x, architecture_or_selection)` runs one subnet on images (B, in_chans, H, W); an architecture stands
+    for its default selection. `drop_path` is the stochastic depth through which elastic depth is trained.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_classes: int = 1000,
+        distilled: bool = True,
+        in_chans: int = 3,
+        drop_path: float = 0.0,
+        layer_scale: float = 1e-5,
+    ):
+        super().__init__()
+        self.space = space
+        self.num_classes, self.distilled, self.in_chans = num_classes, distilled, in_chans
+        self.distilled_training = False
+        steps = space.whole.steps
+        layers = space.largest.blocks(num_classes=num_classes, distilled=distilled, in_chans=in_chans)
+        rates = iter(drop_path_rates([s.kind for s in steps if s.slot >= 0], drop_path))
+        self.stem = elastic.ElasticStem(layers[0], space.stages[0].widths)
+        self.downsamples = nn.ModuleList()
+        self.stages = nn.ModuleList(nn.ModuleList() for _ in space.stages)
+        for step, value in zip(steps, layers, strict=True):
+            widths = space.stages[step.stage].widths
+            match value:
+                case values.FFNBlock():
+                    ffn = elastic.ElasticFFN(value, widths, space.expansions, layer_scale, next(rates))
+                    self.stages[step.stage].append(ffn)
+                case values.AttentionBlock():
+                    attention = elastic.ElasticAttention(value, widths, layer_scale, next(rates))
+                    self.stages[step.stage].append(attention)
+                case values.ConvDownsampling():
+                    self.downsamples.append(elastic.ElasticConvDownsampling(value, self._pairs(step.stage)))
+                case values.DualPathDownsampling():
+                    self.downsamples.append(elastic.ElasticDualPathDownsampling(value, self._pairs(step.stage)))
+        last = space.stages[-1].widths
+        self.norms = nn.ModuleDict({str(width): elastic.SwitchNorm(width) for width in last})
+        self.head = nn.Linear(last[-1], num_classes)
+        self.head_dist = nn.Linear(last[-1], num_classes) if distilled else None
+        for head in filter(None, (self.head, self.head_dist)):
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+
+    def _pairs(self, stage: int) -> dict[str, int]:
+        """{switch: output width} of the downsampling in front of a stage."""
+        return {
+            f"{before}-{after}": after
+            for before in self.space.stages[stage - 1].widths
+            for after in self.space.stages[stage].widths
+        }
+
+    def select(self, subnet: Architecture | Selection) -> Selection:
+        return subnet if isinstance(subnet, Selection) else self.space.select(subnet)
+
+    def block(self, step: Step) -> nn.Module:
+        """The elastic block that executes a step (any but the head)."""
+        match step.kind:
+            case "stem":
+                return self.stem
+            case "downsampling":
+                return self.downsamples[step.stage - 1]
+            case _:
+                return self.stages[step.stage][step.slot]
+
+    def run(self, step: Step, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Executes one step; the steps of a selection in order are its forward pass."""
+        if step.kind != "head":
+            return self.block(step)(x, step)
+        x = compute.pool(x, self.norms[str(step.width)])
+        logits = self._linear(self.head, x)
+        if self.head_dist is None:
+            return logits
+        distilled = self._linear(self.head_dist, x)
+        if self.training and self.distilled_training:
+            return logits, distilled
+        return (logits + distilled) / 2
+
+    @staticmethod
+    def _linear(head: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, head.weight[:, : x.shape[1]], head.bias)
+
+    def forward(self, x: torch.Tensor, subnet: Architecture | Selection):
+        for step in self.select(subnet).steps:
+            x = self.run(step, x)
+        return x
+
+    @contextmanager
+    def calibrated(self, images: int) -> Iterator[None]:
+        """Within, in eval mode, every norm takes its statistics from the first `images` of each batch."""
+        norms = [m for m in self.modules() if isinstance(m, elastic.SwitchNorm)]
+        for norm in norms:
+            norm.calibration = images
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.calibration = 0
+
+    @torch.no_grad()
+    def extract(self, subnet: Architecture | Selection, drop_path: float = 0.0) -> EfficientFormerV2:
+        """A static network with copies of the weights, norms and running statistics that the subnet uses."""
+        selection = self.select(subnet)
+        model = create_model(
+            selection.architecture,
+            self.num_classes,
+            distilled=self.distilled,
+            in_chans=self.in_chans,
+            drop_path=drop_path,
+        ).to(self.head.weight.device, self.head.weight.dtype)
+        state = {}
+        index = [0] * len(self.space.stages)
+        for step in selection.steps[:-1]:
+            if step.slot >= 0:
+                path = f"stages.{step.stage}.blocks.{index[step.stage]}"
+                index[step.stage] += 1
+            else:
+                path = "stem" if step.kind == "stem" else f"stages.{step.stage}.downsample"
+            static = model.get_submodule(path)
+            tensors = elastic.shared(self.block(step), static, elastic.switch_of(step))
+            state.update({f"{path}.{name}": tensor for name, tensor in tensors.items()})
+        width = selection.widths[-1]
+        state.update({f"norm.{name}": t for name, t in self.norms[str(width)].state_dict().items()})
+        for name in ("head", "head_dist") if self.distilled else ("head",):
+            head = getattr(self, name)
+            state.update({f"{name}.weight": head.weight[:, :width], f"{name}.bias": head.bias})
+        model.load_state_dict(state)
+        return model.train(self.training)
+
+

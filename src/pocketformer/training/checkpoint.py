@@ -1,0 +1,98 @@
+"""Checkpoints: `last.ckpt` to resume, safetensors to use. Both are written whole; neither can execute code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pocketformer import files
+from pocketformer.architecture import Architecture
+from pocketformer.errors import UserError
+from pocketformer.models import EfficientFormerV2, create_model
+
+
+def save_last(path: Path, state: dict[str, Any]) -> None:
+    with files.whole(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_last(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def save_tensors(path: Path, module: nn.Module) -> None:
+    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    with files.whole(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no weights at {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"weights {path} cannot be read: {error}") from None
+
+
+def save_model(folder: str | os.PathLike, model: EfficientFormerV2, classes: tuple[str, ...], data: dict) -> None:
+    """A folder with `model.safetensors`, `architecture.json` and `config.json` (classes, size, how images were
+    prepared): everything needed to use the network."""
+    folder = Path(folder)
+    model.architecture.save(folder / "architecture.json")
+    config = {
+        "num_classes": model.num_classes,
+        "classes": list(classes),
+        "resolution": list(model.resolution),
+        "in_chans": model.in_chans,
+        "distilled": model.distilled,
+        "mean": list(model.pretrained_cfg["mean"]),
+        "std": list(model.pretrained_cfg["std"]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": data,
+    }
+    files.write_json(folder / "config.json", config)
+    save_tensors(folder / "model.safetensors", model)
+
+
+def load_model(
+    folder: str | os.PathLike, architecture: str | os.PathLike | None = None
+) -> tuple[EfficientFormerV2, dict]:
+    """The network of a folder written by `save_model`, in eval mode, and its `config.json`."""
+    folder = Path(folder)
+    if folder.name == "model.safetensors":
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"no such checkpoint folder: {folder}")
+    config = files.read_json(folder / "config.json", "model configuration")
+    described = Architecture.load(architecture or folder / "architecture.json")
+    try:
+        model = create_model(
+            described,
+            config["num_classes"],
+            tuple(config["resolution"]),
+            config["distilled"],
+            config["in_chans"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} is not a model configuration ({error})") from None
+    load_weights(model, folder / "model.safetensors")
+    return model.eval(), config
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads safetensors weights that must fit exactly; names the first differences if they do not."""
+    state, own = load_tensors(path), model.state_dict()
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    wrong += [name for name in state if name not in own]
+    if wrong:
+        raise UserError(f"weights {path} do not fit this model: {len(wrong)} differ, first {', '.join(wrong[:3])}")
+    model.load_state_dict(state)

@@ -1,0 +1,103 @@
+"""One training loop for single networks and supernets: resumable at any step to the same result."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from pocketformer import files
+from pocketformer.errors import UserError, WorkError
+from pocketformer.progress import Stage
+from pocketformer.runs import Ledger
+from pocketformer.training import checkpoint
+from pocketformer.training.batches import TrainBatches
+from pocketformer.training.recipe import Recipe
+
+
+class Task(Protocol):
+    """What one step computes. `backward` runs forward and backward of one batch and returns its figures
+    ("loss" among them); gradients are left on `model`'s parameters."""
+
+    model: nn.Module
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a training lives and what is told about it."""
+
+    folder: Path
+    name: str  # of its units in the ledger
+    ledger: Ledger
+    progress: Stage | None = None
+
+
+def planned_steps(batches: TrainBatches, recipe: Recipe) -> int:
+    return recipe.steps(batches.steps_per_epoch)
+
+
+def train(task: Task, batches: TrainBatches, recipe: Recipe, job: Job, seed: int) -> None:
+    """Trains `task.model` in place for the recipe's epochs.
+
+    Each step is a function of the weights, the optimiser's state and (seed, step) alone: batches, subnets and
+    drop path are drawn anew from the step's number. So a run killed anywhere and started again from `last.ckpt`
+    takes the same steps. Raises `WorkError` when the loss is no longer finite.
+    """
+    steps = planned_steps(batches, recipe)
+    optimiser = create_optimizer_v2(task.model, "adamw", lr=0.0, weight_decay=recipe.weight_decay)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    start = _resume(task.model, optimiser, job.folder / "last.ckpt", steps)
+    metrics = files.Lines(job.folder / "metrics.jsonl", keep=lambda line: line["step"] < start)
+    board = _tensorboard(job.folder / "tensorboard", start)
+    if job.progress:
+        job.progress.update(start)
+    task.model.train()
+    for step in range(start, steps):
+        torch.manual_seed(hash_seed(seed, step))
+        rate = recipe.rate(step, steps, batches.steps_per_epoch, batches.batch_size)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        images, labels = batches.batch(step)
+        figures = task.backward(images, labels, step)
+        if not math.isfinite(figures["loss"]):
+            raise WorkError(f"training {job.name} stopped: the loss of step {step} is {figures['loss']}")
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        job.ledger.did(job.name, step)
+        metrics.write({"step": step, "lr": rate, **figures})
+        for name, value in figures.items():
+            board.add_scalar(name, value, step)
+        if job.progress:
+            job.progress.advance(note=f"loss {figures['loss']:.3f}")
+        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
+            state = {"model": task.model.state_dict(), "optimiser": optimiser.state_dict()}
+            checkpoint.save_last(job.folder / "last.ckpt", {**state, "step": step + 1, "steps": steps})
+    metrics.close()
+    board.close()
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """A well-mixed 63-bit seed of a step."""
+    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
+
+
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path, steps: int) -> int:
+    if not path.exists():
+        return 0
+    state = checkpoint.load_last(path)
+    if state["steps"] != steps:
+        raise UserError(f"{path} is of a training of {state['steps']} steps, not {steps}")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"]
+
+
+def _tensorboard(folder: Path, start: int):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start, flush_secs=30)
