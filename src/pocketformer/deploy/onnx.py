@@ -37,8 +37,8 @@ def write_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Tracing runs many tiny operators; where other processes keep the cores busy, handing them to threads takes
-    several times as long as computing them."""
+    """Tracing runs many tiny operators; where other processes keep the cores busy, handing them to threads
+    takes several times as long as computing them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
 """`profile`: measures the latency table of a space on this device (contract 6.10).
 
-Blocks are timed in chains on the fused graph, the values then corrected by whole random networks, and the table
-is checked on further networks. Everything is timed in groups, interleaved with a reference network, whose drift
-is taken out. Finished groups are kept in a journal, so that an interrupted profile goes on where it was.
+Blocks are timed in chains on the fused graph, the values then corrected by whole random networks, and the
+table is checked on further networks. Everything is timed in groups, interleaved with a reference network,
+whose drift is taken out. Finished groups are kept in a journal, so that an interrupted profile goes on.
 """
 
 import datetime
@@ -22,10 +22,10 @@ import torch
 
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.devices.candidates import write_chain, write_network, write_unit
-from pocketformer.devices.chains import Chain, block_costs, space_chains
+from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.devices.fit import fit_entries
 from pocketformer.devices.host import host, packages
-from pocketformer.devices.measure import interleave, interquartile_range, paired_ratios
+from pocketformer.devices.measure import interleave, interquartile_range, paired_ratios, undisturbed
 from pocketformer.devices.runtimes import Session, runtime
 from pocketformer.devices.table import Check, CheckedNetwork, Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError
@@ -47,8 +47,8 @@ def profile(
     *,
     threads: int = 1,
     batch: int = 1,
-    rounds: int = 30,
-    networks: int = 16,
+    rounds: int = 50,
+    networks: int = 24,
     checks: int = 6,
     seed: int = 0,
     work: str | os.PathLike,
@@ -57,9 +57,10 @@ def profile(
     """The latency table of `space` for `num_classes` on this device, by the runtime of that name.
 
     Times are ms per batch of `batch` images; `rounds` samples of each candidate; `networks` random members
-    correct the table, `checks` others test it. `work` is a folder for the journal and for model files while they
-    are needed; another call with the same settings measures only what the journal lacks. `progress(done, total,
-    what)` is called after each group. Raises `UserError` for an unknown runtime or unusable settings.
+    correct the table, `checks` others test it. `work` is a folder for the journal and for model files while
+    they are needed; another call with the same settings measures only what the journal lacks.
+    `progress(done, total, what)` is called after each group. Raises `UserError` for an unknown runtime or
+    unusable settings.
     """
     if min(threads, batch, num_classes, networks) < 1 or rounds < 2 or checks < 0:
         raise UserError("threads, batch, classes and networks must be at least 1, rounds 2, checks 0")
@@ -69,7 +70,8 @@ def profile(
     write = partial(write_network, module, num_classes=num_classes, resolution=space.resolution, batch=batch)
     writers: dict[str, Writer] = {c.name: partial(write_chain, module, c.blocks, batch=batch) for c in chains}
     writers[_UNIT] = partial(write_unit, module, num_classes, space.resolution, batch=batch)
-    writers |= {name: partial(_write_member, write, member) for name, member in members.items()}
+    for name in random.Random(seed).sample(list(members), len(members)):  # each group holds some of each sort
+        writers[name] = partial(_write_member, write, members[name])
 
     settings = {
         "method": _METHOD,
@@ -87,18 +89,23 @@ def profile(
     }
     reference = partial(_write_member, write, space.largest)
     bench = _Bench(module, threads, rounds, seed, reference, Path(work), settings)
-    times, reference_ms = bench.measure(writers, progress)
-    unit = statistics.median(times[_UNIT])
+    rounds_of, times, reference_ms = bench.measure(writers, progress)
 
-    samples, costs, constant = block_costs(chains, times)
+    costs, constant = block_costs(chains, times)
     blocks = space_blocks(space, num_classes)
     counts = {
         name: Counter(b.key() for b in member.blocks(None, num_classes, distilled=False))
         for name, member in {**members, _REFERENCE: space.largest}.items()
     }
-    whole = {name: statistics.median(times[name]) for name in members} | {_REFERENCE: reference_ms}
+    whole = {name: times[name] for name in members} | {_REFERENCE: reference_ms}
     known = [name for name in counts if not name.startswith("check")]
     entries, constant = fit_entries(costs, constant, blocks, [(counts[n], whole[n]) for n in known])
+
+    # An entry's raw samples are those of the longest chain for its block, per block of the chain.
+    samples = {
+        chain.target.key(): tuple(round(ms / len(chain.blocks), 6) for ms in rounds_of[chain.name])
+        for chain in sorted(chains, key=lambda chain: chain.repeats)
+    }
 
     def predicted(name: str) -> float:
         return sum(entries[key] * count for key, count in counts[name].items()) + constant
@@ -109,11 +116,10 @@ def profile(
     fingerprint |= {"resolution": list(space.resolution), "date": datetime.date.today().isoformat()}
     return LatencyTable(
         entries={
-            key: Entry(ms, interquartile_range(samples[key]), tuple(round(s, 6) for s in samples[key]))
-            for key, ms in entries.items()
+            key: Entry(ms, interquartile_range(samples[key]), samples[key]) for key, ms in entries.items()
         },
         constant=constant,
-        unit=unit,
+        unit=times[_UNIT],
         reference=Reference(_REFERENCE, reference_ms),
         space=space.name,
         num_classes=num_classes,
@@ -162,11 +168,13 @@ class _Bench:
         self.module, self.threads, self.rounds, self.seed = module, threads, rounds, seed
         self.reference, self.work = reference, work
         self.settings = json.loads(json.dumps(settings))
+        self.session: Session | None = None
 
     def measure(
         self, writers: Mapping[str, Writer], progress: Progress | None
-    ) -> tuple[dict[str, list[float]], float]:
-        """By name, ms in each round with the reference's drift taken out; and the reference's overall median."""
+    ) -> tuple[dict[str, list[float]], dict[str, float], float]:
+        """By name, ms in each round and ms undisturbed, both with the reference's drift taken out; and the
+        reference's median."""
         names = list(writers)
         groups = [names[i : i + _GROUP] for i in range(0, len(names), _GROUP)]
         path = self.work / JOURNAL
@@ -189,30 +197,34 @@ class _Bench:
             finally:
                 shutil.rmtree(models, ignore_errors=True)
         reference = statistics.median(ms for samples in done.values() for ms in samples[_REFERENCE])
-        times = {}
+        rounds, times = {}, {}
         for samples in done.values():
+            base = samples[_REFERENCE]
             for name in samples.keys() - {_REFERENCE}:
-                ratios = paired_ratios(samples[name], samples[_REFERENCE])
-                times[name] = [ratio * reference for ratio in ratios]
-        return times, reference
+                rounds[name] = [ratio * reference for ratio in paired_ratios(samples[name], base)]
+                times[name] = undisturbed(samples[name]) / undisturbed(base) * reference
+        return rounds, times, reference
 
     def _group(self, writers: Mapping[str, Writer], models: Path, index: int) -> dict[str, list[float]]:
         models.mkdir(parents=True, exist_ok=True)
-        reference = models / f"reference{self.module.SUFFIX}"
         sessions = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            if not reference.exists():
-                self.reference(reference)
-            for i, (name, write) in enumerate(writers.items()):
-                path = models / f"{i}{self.module.SUFFIX}"
-                write(path)
-                sessions[name] = self.module.load(path, self.threads)
-                path.unlink()
-        sessions[_REFERENCE] = self.module.load(reference, self.threads)
+            for name, write in writers.items():
+                sessions[name] = self._load(write, models)
+            # One for all groups: where its memory lies makes a session some per cent faster or slower.
+            self.session = self.session or self._load(self.reference, models)
+        sessions[_REFERENCE] = self.session
         runs = {name: runner(session) for name, session in sessions.items()}
         samples = interleave(runs, self.rounds, seed=self.seed + index)
         return {name: [round(ms, 6) for ms in times] for name, times in samples.items()}
+
+    def _load(self, write: Writer, models: Path) -> Session:
+        path = models / f"candidate{self.module.SUFFIX}"
+        write(path)
+        session = self.module.load(path, self.threads)
+        path.unlink()
+        return session
 
 
 def runner(session: Session) -> Callable[[], object]:

@@ -27,7 +27,11 @@ def _number(value: Any, what: str, least: float = -math.inf, above: float = -mat
 
 @dataclass(frozen=True)
 class Entry:
-    """One block: what it adds to a network, ms per batch. Spread and samples are of its own measurement."""
+    """One block: what it adds to a network, ms per batch.
+
+    `samples` are the raw rounds of the chain that it was timed in, drift taken out, per block of that chain;
+    `spread` is their interquartile range.
+    """
 
     latency: float
     spread: float = 0.0
@@ -36,7 +40,7 @@ class Entry:
     def __post_init__(self) -> None:
         object.__setattr__(self, "latency", _number(self.latency, "latency", 0))
         object.__setattr__(self, "spread", _number(self.spread, "spread", 0))
-        # A sample is a difference of two timings, which noise may push below zero.
+        # Others' tables may hold differences of timings, which noise may push below zero.
         object.__setattr__(self, "samples", tuple(_number(s, "sample") for s in self.samples))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pocketformer import files
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.models import EfficientFormerV2, create_model
 from pocketformer.progress import stage
@@ -83,11 +82,15 @@ class FinalTraining:
 def test_result(model: EfficientFormerV2, data: Data) -> tuple[Outcome, dict]:
     """Accuracy on the test split, as an outcome and as plain data."""
     outcome = evaluate(model, data.test, model.resolution)
+    return outcome, as_test_result(outcome)
+
+
+def as_test_result(outcome: Outcome) -> dict:
+    """An outcome on the test split as plain data, with Wilson's interval."""
     correct, count = int(outcome.correct.sum()), len(outcome.correct)
-    low, high = accuracy_interval(correct, count)
-    return outcome, {
+    return {
         "accuracy": correct / count,
-        "interval95": [low, high],
+        "interval95": list(accuracy_interval(correct, count)),
         "correct": correct,
         "images": count,
         "loss": outcome.loss,
@@ -101,8 +104,3 @@ def recalibrated_score(supernet: Supernet, selection: Selection, data: Data, see
     recalibrate(model, data.fit, model.resolution, seed)
     return evaluate(model.eval(), data.search, model.resolution)
 
-
-def done(folder: Path, name: str) -> dict | None:
-    """What a finished stage wrote, or None."""
-    path = folder / name
-    return files.read_json(path) if path.exists() else None

@@ -131,7 +131,7 @@ class Trajectory:
 
 @contextmanager
 def evaluator(
-    supernet: Supernet, data: Data, seed: int, calibration: int = 256, batch_size: int = 256
+    supernet: Supernet, data: Data, seed: int, calibration: int = 128, batch_size: int = 1024
 ) -> Iterator[PrefixEvaluator]:
     """Scores subnets on the search split. Each batch begins with the same `calibration` images of fit, from
     which every norm takes its statistics: in the middle of a search a subnet has been trained rarely or never,

@@ -1,0 +1,42 @@
+"""The last lines of `design` and `quickstart`: what came out, in words and figures with units."""
+
+from pathlib import Path
+
+
+def percent(test: dict) -> str:
+    low, high = test["interval95"]
+    return f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def summary(outcome: dict, out: Path) -> str:
+    """A short text: budgets against measured values, the comparison on test, where the files are."""
+    shipped = outcome["shipped"]
+    latency = shipped["latency"]
+    measured = {
+        "latency": (latency["measured"], "ms", ".3f"),
+        "size": (shipped["parameters"], "parameters", ",.0f"),
+        "memory": (shipped["peak_memory"] / 1e6, "MB activations", ".2f"),
+    }
+    lines = ["", f"Found in {outcome['search']['steps']} steps ({outcome['search']['status']}):"]
+    for name, (value, unit, form) in measured.items():
+        text = f"  {value:{form}} {unit}"
+        if name in outcome["budgets"]:
+            budget = outcome["budgets"][name] / (1e6 if name == "memory" else 1)
+            binding = ", the binding budget" if name == outcome["binding"] else ""
+            text += f", budget {budget:{form}} ({shipped['usage'][name]:.0%} used{binding})"
+        if name == "latency":
+            runtime = outcome["runtime"]
+            text += f"; exported file on {runtime['name']}, {runtime['threads']} thread(s), batch {runtime['batch']}"
+        lines.append(text)
+    images = outcome["data"]["images"]["test"]
+    lines += ["", f"Accuracy on test ({images} images, 95 % interval), all with the same final training:"]
+    for row in outcome["comparison"]:
+        ms = row["latency_measured"] if row["latency_measured"] is not None else row["latency_predicted"]
+        how = "measured" if row["latency_measured"] is not None else "by table"
+        lines.append(
+            f"  {row['title']:<40} {percent(row['test']):<26} {row['parameters']:>10,} parameters, "
+            f"{ms:.3f} ms {how}"
+        )
+    lines += ["", outcome["verdict"]["text"], "", f"Network: {out / shipped['file']} (verified against PyTorch)"]
+    lines.append(f"Page:    {out / 'report.html'}")
+    return "\n".join(lines)

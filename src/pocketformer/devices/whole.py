@@ -1,0 +1,56 @@
+"""Whole exported files, timed beside the reference network of a latency table (contract 6.9)."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pocketformer.devices.measure import Measurement, interleave, paired_ratios, undisturbed
+from pocketformer.devices.profile import runner
+from pocketformer.devices.runtimes import runtime
+from pocketformer.devices.table import LatencyTable
+from pocketformer.errors import UserError
+
+_REFERENCE = object()  # a key that no caller's name can equal
+
+
+@dataclass(frozen=True)
+class WholeMeasurement:
+    """A file's raw times in ms, and its latency in ms with the device's drift since the table taken out."""
+
+    raw: Measurement
+    latency: float
+    spread: float
+
+
+def measure_whole(
+    paths: Mapping[str, str | os.PathLike],
+    table: LatencyTable,
+    reference: str | os.PathLike,
+    runtime_name: str,
+    *,
+    rounds: int = 50,
+    calls: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> dict[str, WholeMeasurement]:
+    """Times exported files, by name, interleaved with the table's reference network.
+
+    `reference` is its file (`profile.write_reference`). Threads are those of the table. `latency` is the
+    undisturbed time over the reference's in the same rounds, times the reference's latency in the table: the
+    profile's own measure, hence comparable with `table.latency`. Raises `UserError` for a file that the
+    runtime cannot load, and for a runtime other than the table's.
+    """
+    measured_with = table.fingerprint.get("runtime", runtime_name)
+    if measured_with != runtime_name:
+        raise UserError(f"the latency table was measured with {measured_with}, not with {runtime_name}")
+    module, threads = runtime(runtime_name), table.fingerprint.get("threads", 1)
+    runs = {name: runner(module.load(path, threads)) for name, path in paths.items()}
+    runs[_REFERENCE] = runner(module.load(reference, threads))
+    samples = interleave(runs, rounds, calls, progress, seed)
+    result = {}
+    for name in paths:
+        ratios = Measurement.of(paired_ratios(samples[name], samples[_REFERENCE]))
+        ms = table.reference.latency
+        latency = undisturbed(samples[name]) / undisturbed(samples[_REFERENCE]) * ms
+        result[name] = WholeMeasurement(Measurement.of(samples[name]), latency, ratios.spread * ms)
+    return result

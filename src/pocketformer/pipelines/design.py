@@ -1,0 +1,262 @@
+"""`design`: images, a device and budgets in; a searched, trained, exported, checked and measured network out.
+
+Each stage leaves its result in the run's folder and is not done again; killed anywhere and started again, the
+chain ends in the same result.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketformer import files
+from pocketformer.architecture import Architecture, Selection
+from pocketformer.deploy import export
+from pocketformer.devices import LatencyTable
+from pocketformer.devices.runtimes import runtime
+from pocketformer.errors import UserError, WorkError
+from pocketformer.models import EfficientFormerV2
+from pocketformer.pipelines import results
+from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
+from pocketformer.pipelines.costs import CostModel, objective
+from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
+from pocketformer.pipelines.profiling import profile_space, time_networks
+from pocketformer.pipelines.results import Compared
+from pocketformer.pipelines.searching import Trajectory, evaluator
+from pocketformer.pipelines.settings import DesignSettings, stored_size
+from pocketformer.pipelines.shipping import Candidate, Measured, search_and_measure
+from pocketformer.pipelines.supernets import train_supernet
+from pocketformer.progress import say, stage
+from pocketformer.runs import Run
+from pocketformer.search import Objective
+from pocketformer.search.reach import smallest_reachable, unreachable
+from pocketformer.supernet import Supernet
+from pocketformer.training import checkpoint
+from pocketformer.training.batches import eval_batches
+from pocketformer.training.data import Data
+from pocketformer.training.tasks import load_teacher
+
+_UNITS = {"size": "parameters", "latency": "ms", "memory": "bytes"}
+
+
+@dataclass
+class Chain:
+    """What the stages share once the images are read."""
+
+    settings: DesignSettings
+    run: Run
+    data: Data
+    distilled: bool
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+
+def design(settings: DesignSettings, out: str | Path) -> dict:
+    """Runs or resumes the whole chain in the folder `out`; returns what is written to `results.json`."""
+    runtime(settings.runtime)  # unknown runtimes are refused before anything is written
+    latency = LatencyTable.load(settings.latency) if settings.latency else None
+    data = open_images(
+        settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers
+    )
+    _refuse_small_budgets(settings, data)
+    teacher = load_teacher(settings.teacher, len(data.classes)) if settings.teacher else None
+    with Run(out, settings.command, settings.to_dict()) as run:
+        run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
+        chain = Chain(settings, run, data, settings.teacher is not None)
+        if (run.path / "results.json").exists():
+            return files.read_json(run.path / "results.json")
+
+        table = _table(chain, latency)
+        costs = CostModel(table, len(data.classes), chain.distilled)
+        goal = _objective(chain, table, costs)
+        supernet = train_supernet(
+            run.path / "supernet",
+            settings.space,
+            data,
+            settings.supernet,
+            settings.seed,
+            run.ledger,
+            about={"data": settings.data, "seed": settings.seed, "bad_images": settings.bad_images},
+        )
+        candidates, trajectory = _search(chain, supernet, table, costs, goal)
+        final = FinalTraining(data, settings.final, settings.seed, run.ledger, teacher)
+        shipped, exported = _ship(chain, supernet, final, candidates, table, goal)
+        scored = _random(chain, supernet, costs, shipped)
+        networks = _compare(chain, supernet, final, shipped, scored)
+        outcome = results.collect(chain, table, costs, goal, shipped, exported, trajectory, scored, networks)
+        files.write_json(run.path / "results.json", outcome)
+        return outcome
+
+
+def _refuse_small_budgets(settings: DesignSettings, data: Data) -> None:
+    """Parameters and memory are known in closed form: an impossible budget is refused before anything is done."""
+    classes, distilled = len(data.classes), settings.teacher is not None
+    smallest, largest = settings.space.minimum.architecture, settings.space.largest
+    for name, budget in settings.budgets.items():
+        if name == "latency":
+            continue
+        low, high = (
+            a.parameters(classes, distilled) if name == "size" else a.peak_memory(num_classes=classes)
+            for a in (smallest, largest)
+        )
+        if budget.of(high) < low:
+            raise WorkError(
+                f"no member of space {settings.space.name} has {budget.of(high):,.0f} {_UNITS[name]} or less: "
+                f"its smallest has {low:,}"
+            )
+
+
+def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
+    settings, path = chain.settings, chain.path / "latency_table.json"
+    if not path.exists():
+        if given is None:
+            given = profile_space(
+                settings.space,
+                settings.runtime,
+                len(chain.data.classes),
+                settings.profile,
+                settings.seed,
+                chain.path / "profile",
+                chain.run.ledger,
+            )
+        elif given.num_classes != len(chain.data.classes) or not given.covers(settings.space):
+            raise UserError(
+                f"latency table {settings.latency} is of space {given.space} with {given.num_classes} classes; "
+                f"this job needs {settings.space.name} with {len(chain.data.classes)}"
+            )
+        given.save(path)
+    table = LatencyTable.load(path)
+    if table.check is not None and table.check.mean > 0.05:
+        say(f"warning: the latency table's mean error on networks it has not seen is {table.check.mean:.1%}")
+    return table
+
+
+def _objective(chain: Chain, table: LatencyTable, costs: CostModel) -> Objective:
+    settings = chain.settings
+    largest = costs(settings.space.largest)
+    budgets = {name: budget.of(largest[name]) for name, budget in settings.budgets.items()}
+    goal = objective(budgets, settings.min_mes, table.unit, largest["memory"])
+    for name, smallest in unreachable(settings.space, costs, goal).items():
+        raise WorkError(
+            f"no member of space {settings.space.name} has {budgets[name]:.4g} {_UNITS[name]} or less on this "
+            f"device: its smallest has {smallest:.4g}"
+        )
+    best = smallest_reachable(settings.space, costs)
+    if goal.min_mes is not None and goal.mes(best) < goal.min_mes:
+        raise WorkError(f"no member of space {settings.space.name} has an MES above {goal.mes(best):.1f}")
+    return goal
+
+
+def _search(
+    chain: Chain, supernet: Supernet, table: LatencyTable, costs: CostModel, goal: Objective
+) -> tuple[list[Candidate], Trajectory]:
+    settings = chain.settings
+
+    def timer(architectures: dict[str, Architecture]) -> dict[str, dict[str, float]]:
+        with stage("time whole networks", len(architectures)) as progress:
+            return time_networks(
+                architectures, settings.space, table, settings.runtime, settings.profile, progress
+            )
+
+    measured = Measured(chain.path / "measured.jsonl", timer, chain.run.ledger)
+    with (
+        evaluator(supernet, chain.data, settings.seed, settings.calibration) as evaluate,
+        stage("search") as progress,
+    ):
+        path, ledger = chain.path / "search.jsonl", chain.run.ledger
+        trajectory = Trajectory(path, settings.space.whole, costs, goal, evaluate, ledger, progress)
+        candidates = search_and_measure(trajectory, measured)
+        trajectory.close()
+    for point in trajectory.points():
+        name = f"step_{point.step:03d}.json"
+        if not (chain.path / "front" / name).exists():
+            point.selection.architecture.save(chain.path / "front" / name)
+    return candidates, trajectory
+
+
+def _random(chain: Chain, supernet: Supernet, costs: CostModel, found: Candidate) -> list[dict]:
+    """Random subnets as costly as the found one, scored on the search split; the found one's line comes first."""
+    settings, space = chain.settings, chain.settings.space
+    own = costs(found.point.selection)
+    window = Window(own["latency"], own["size"])
+    selections = random_subnets(space, costs, window, settings.random, settings.seed)
+    if len(selections) < settings.random:
+        say(f"note: only {len(selections)} random subnets of the found one's cost were drawn")
+    return score_subnets(
+        chain.path / "random.jsonl",
+        supernet,
+        [found.point.selection, *selections],
+        chain.data,
+        settings.seed,
+        chain.run.ledger,
+        "score random subnets",
+    )
+
+
+def _ship(
+    chain: Chain,
+    supernet: Supernet,
+    final: FinalTraining,
+    candidates: list[Candidate],
+    table: LatencyTable,
+    goal: Objective,
+) -> tuple[Candidate, dict]:
+    """Trains the best candidate, exports it, and times the exported file; should that not hold the budgets, the
+    next one's turn comes."""
+    settings = chain.settings
+    images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
+    for candidate in candidates:
+        name = f"found_step{candidate.point.step}"
+        folder = chain.path / "networks" / name
+        model = _trained(chain, supernet, final, candidate.point.selection, folder, "found")
+        record = chain.path / "exported" / f"{name}.json"
+        if not record.exists():
+            target = chain.path / "exported" / f"{name}.onnx"
+            with stage("export, verify and time the file"):
+                report = export(model, target, images)
+                latency = time_networks({name: target}, settings.space, table, settings.runtime, settings.profile)
+            files.write_json(record, {"report": report.to_dict(), "latency": latency[name]})
+        exported = files.read_json(record)
+        if goal.met({**candidate.costs, "latency": exported["latency"]["latency"]}):
+            shutil.copyfile(chain.path / "exported" / f"{name}.onnx", chain.path / "exported" / "model.onnx")
+            for file in ("model.safetensors", "config.json", "architecture.json"):
+                shutil.copyfile(folder / file, chain.path / file)
+            return candidate, exported
+        say(f"the file of step {candidate.point.step} is over budget when timed again; taking the next candidate")
+    raise WorkError("no candidate's exported file holds all budgets as measured")
+
+
+def _trained(
+    chain: Chain, supernet: Supernet, final: FinalTraining, selection: Selection, folder: Path, name: str
+) -> EfficientFormerV2:
+    """The final training of one network, or its result if that is done."""
+    if (folder / "model.safetensors").exists():
+        return checkpoint.load_model(folder)[0]
+    if chain.settings.from_scratch:
+        model = final.fresh(selection.architecture)
+    else:
+        model = final.inherit(supernet, selection)
+    return final.run(folder, name, model)
+
+
+def _compare(
+    chain: Chain, supernet: Supernet, final: FinalTraining, shipped: Candidate, scored: list[dict]
+) -> list[Compared]:
+    """The found network beside the largest, the smallest and the best random one, all trained alike."""
+    space, data, seed = chain.settings.space, chain.data, chain.settings.seed
+    found = shipped.point.selection
+    chosen = {"found": (found, scored[0]["accuracy"], f"found_step{shipped.point.step}")}
+    for name, selection in (("largest", space.whole), ("smallest", space.select(space.smallest))):
+        outcome = recalibrated_score(supernet, selection, data, seed)
+        chosen[name] = (selection, outcome.accuracy, name)
+    if scored[1:]:
+        best = max(scored[1:], key=lambda line: (line["accuracy"], -line["loss"]))
+        chosen["random"] = (Selection.from_dict(space, best["selection"]), best["accuracy"], "random")
+    compared = []
+    for name, (selection, accuracy, folder) in chosen.items():
+        model = _trained(chain, supernet, final, selection, chain.path / "networks" / folder, name)
+        outcome, test = test_result(model, data)
+        compared.append(Compared(name, selection, accuracy, outcome, test, f"networks/{folder}/metrics.jsonl"))
+    return compared

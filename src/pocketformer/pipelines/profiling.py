@@ -1,0 +1,90 @@
+"""The device's side of the chain: the latency table of a space, and whole networks timed beside it."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.devices import LatencyTable
+from pocketformer.devices.candidates import write_network
+from pocketformer.devices.profile import profile, write_reference
+from pocketformer.devices.runtimes import runtime
+from pocketformer.devices.whole import measure_whole
+from pocketformer.pipelines.settings import ProfileSettings
+from pocketformer.progress import Stage, stage
+from pocketformer.runs import Ledger
+
+_WHOLE_ROUNDS = 60
+
+
+def profile_space(
+    space: SearchSpace,
+    runtime_name: str,
+    num_classes: int,
+    settings: ProfileSettings,
+    seed: int,
+    work: Path,
+    ledger: Ledger | None = None,
+) -> LatencyTable:
+    """Measures the table of a space, or goes on with a measurement that was cut short in `work`."""
+    with stage(f"profile {runtime_name}") as progress:
+
+        def report(done: int, total: int, what: str) -> None:
+            progress.update(done, what, total)
+            if ledger:
+                ledger.did("profile", done)
+
+        table = profile(
+            space,
+            runtime_name,
+            num_classes,
+            threads=settings.threads,
+            batch=settings.batch,
+            rounds=settings.rounds,
+            networks=settings.networks,
+            checks=settings.checks,
+            seed=seed,
+            work=work,
+            progress=report,
+        )
+        if table.check is not None:
+            mean, worst = table.check.mean, table.check.worst
+            count = len(table.check.networks)
+            progress.update(progress.done, f"error on {count} unseen networks: mean {mean:.1%}, worst {worst:.1%}")
+    return table
+
+
+def time_networks(
+    networks: Mapping[str, Architecture | Path],
+    space: SearchSpace,
+    table: LatencyTable,
+    runtime_name: str,
+    settings: ProfileSettings,
+    progress: Stage | None = None,
+) -> dict[str, dict[str, float]]:
+    """Times whole networks, given as exported files or as architectures (whose weights do not matter), beside
+    the table's reference network.
+
+    {name: {"latency": ms with the device's drift since the table taken out, "raw": ms as the clock showed,
+    "spread": ms, "rounds"}}.
+    """
+    module = runtime(runtime_name)
+    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
+        reference = Path(folder) / f"reference{module.SUFFIX}"
+        write_reference(space, runtime_name, table.num_classes, reference, settings.batch)
+        paths = {}
+        for i, (name, network) in enumerate(networks.items()):
+            if isinstance(network, Architecture):
+                paths[name] = Path(folder) / f"{i}{module.SUFFIX}"
+                write_network(
+                    module, network, table.num_classes, table.resolution, paths[name], settings.batch
+                )
+            else:
+                paths[name] = network
+            if progress:
+                progress.advance()
+        found = measure_whole(paths, table, reference, runtime_name, rounds=_WHOLE_ROUNDS)
+    return {
+        name: {"latency": m.latency, "raw": m.raw.median, "spread": m.spread, "rounds": _WHOLE_ROUNDS}
+        for name, m in found.items()
+    }

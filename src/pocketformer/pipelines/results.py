@@ -1,0 +1,197 @@
+"""`results.json`: everything that came out of a `design` run, as plain data for the page and the last lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pocketformer import files
+from pocketformer.architecture import Selection
+from pocketformer.devices import LatencyTable
+from pocketformer.pipelines.costs import CostModel
+from pocketformer.pipelines.searching import Trajectory
+from pocketformer.pipelines.shipping import Candidate
+from pocketformer.runs import versions
+from pocketformer.search import Objective
+from pocketformer.search.evaluation import shared_prefix
+from pocketformer.training.evaluation import Outcome, paired_difference
+
+if TYPE_CHECKING:
+    from pocketformer.pipelines.design import Chain
+
+_TITLES = {
+    "found": "found by the search",
+    "largest": "largest subnet",
+    "smallest": "smallest subnet of the sandwich",
+    "random": "best random subnet of the same cost",
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A network after the final training: its accuracy on search (before it) and its answers on test."""
+
+    name: str
+    selection: Selection
+    accuracy_search: float
+    outcome: Outcome
+    test: dict
+    metrics: str
+
+
+def collect(
+    chain: Chain,
+    table: LatencyTable,
+    costs: CostModel,
+    goal: Objective,
+    shipped: Candidate,
+    exported: dict,
+    trajectory: Trajectory,
+    scored: list[dict],
+    networks: list[Compared],
+) -> dict:
+    settings, data, space = chain.settings, chain.data, chain.settings.space
+    budgets = dict(goal.budgets)
+    latency = exported["latency"]
+    final_costs = {**costs(shipped.point.selection), "latency": latency["latency"]}
+    usage = goal.usage(final_costs)
+    architecture = shipped.architecture
+    report = exported["report"]
+    return {
+        "command": settings.command,
+        "seed": settings.seed,
+        "data": {
+            "source": data.source,
+            "classes": list(data.classes),
+            "images": {"fit": len(data.fit), "search": len(data.search), "test": len(data.test)},
+            "fingerprint": data.fingerprint,
+            "split_fingerprint": data.split_fingerprint,
+            "notes": list(data.notes),
+        },
+        "space": {"name": space.name, "resolution": list(space.resolution), "description": space.to_dict()},
+        "runtime": {
+            "name": settings.runtime,
+            "threads": settings.profile.threads,
+            "batch": settings.profile.batch,
+        },
+        "budgets": budgets,
+        "min_mes": goal.min_mes,
+        "binding": max(usage, key=usage.get) if usage else None,
+        "shipped": {
+            "name": "found",
+            "step": shipped.point.step,
+            "architecture": architecture.to_dict(),
+            "selection": shipped.point.selection.to_dict(),
+            "parameters": architecture.parameters(len(data.classes), chain.distilled),
+            "macs": architecture.macs(num_classes=len(data.classes), distilled=False),
+            "peak_memory": architecture.peak_memory(num_classes=len(data.classes)),
+            "file": "exported/model.onnx",
+            "file_bytes": report["bytes"],
+            "latency": {
+                "predicted": table.latency(architecture),
+                "measured": latency["latency"],
+                "raw": latency["raw"],
+                "spread": latency["spread"],
+                "rounds": latency["rounds"],
+            },
+            "usage": usage,
+            "mes": goal.mes(final_costs),
+            "export": {key: report[key] for key in ("max_difference", "logits_std", "opset", "images")},
+            "training": {
+                "epochs": settings.final.epochs,
+                "init": "scratch" if settings.from_scratch else "supernet",
+                "teacher": settings.teacher,
+            },
+        },
+        "comparison": [_row(n, table, costs, goal, latency if n.name == "found" else None) for n in networks],
+        "random": _cloud(scored, space, costs, goal),
+        "verdict": verdict(networks),
+        "search": _search(trajectory),
+        "versions": versions(),
+        "trainings": {
+            "supernet": "supernet/metrics.jsonl",
+            **{n.name: n.metrics for n in networks},
+        },
+    }
+
+
+def _row(
+    network: Compared, table: LatencyTable, costs: CostModel, goal: Objective, measured: dict | None
+) -> dict:
+    architecture = network.selection.architecture
+    own = costs(network.selection)
+    return {
+        "name": network.name,
+        "title": _TITLES[network.name],
+        "parameters": own["size"],
+        "macs": architecture.macs(num_classes=costs.num_classes, distilled=False),
+        "latency_predicted": table.latency(architecture),
+        "latency_measured": measured["latency"] if measured else None,
+        "mes": goal.mes(own),
+        "accuracy_search": network.accuracy_search,
+        "test": network.test,
+    }
+
+
+def _cloud(scored: list[dict], space, costs: CostModel, goal: Objective) -> list[dict]:
+    cloud = []
+    rest = scored[1:]
+    best = max(rest, key=lambda line: (line["accuracy"], -line["loss"]), default=None)
+    for line in rest:
+        own = costs(Selection.from_dict(space, line["selection"]))
+        cloud.append(
+            {
+                "accuracy": line["accuracy"],
+                "parameters": own["size"],
+                "latency": own["latency"],
+                "mes": goal.mes(own),
+                "chosen": line is best,
+            }
+        )
+    return cloud
+
+
+def verdict(networks: list[Compared]) -> dict:
+    """Found against the best random one on the same test images: difference, 95 % half width, and a sentence."""
+    by_name = {n.name: n for n in networks}
+    if "random" not in by_name:
+        return {"difference": None, "half_width": None, "text": "There was no random subnet to compare with."}
+    mean, half = paired_difference(by_name["found"].outcome, by_name["random"].outcome)
+    figures = f"{100 * mean:+.1f} points on test, 95 % interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}"
+    if mean > half:
+        text = f"The search wins over the best random subnet of the same cost ({figures})."
+    elif mean > 0:
+        text = (
+            "The search is ahead of the best random subnet of the same cost, but by no more than these test "
+            f"images can tell ({figures})."
+        )
+    else:
+        text = f"The search did not win over the best random subnet of the same cost ({figures})."
+    return {"difference": mean, "half_width": half, "text": text}
+
+
+def _search(trajectory: Trajectory) -> dict:
+    """How long the search was, and its block executions per batch beside those of evaluating each subnet whole."""
+    lines = files.Lines.read(trajectory.path)
+    space = trajectory.start.space
+    current, shared, naive = trajectory.start, 0, 0
+    begun: set[int] = set()
+    for line in lines:
+        if line["type"] == "evaluated":
+            if line["step"] not in begun:
+                begun.add(line["step"])
+                shared += len(current.steps)
+                naive += len(current.steps)
+            candidate = Selection.from_dict(space, line["selection"])
+            naive += len(candidate.steps)
+            shared += len(candidate.steps) - shared_prefix(current, candidate)
+        elif line["type"] == "executed":
+            current = Selection.from_dict(space, line["selection"])
+    statuses = [line["status"] for line in lines if line["type"] == "end"]
+    return {
+        "status": statuses[0] if statuses else "unfinished",
+        "steps": sum(line["type"] == "executed" for line in lines),
+        "evaluations": sum(line["type"] == "evaluated" for line in lines),
+        "block_executions": shared,
+        "naive_block_executions": naive,
+    }

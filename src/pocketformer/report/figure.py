@@ -1,0 +1,111 @@
+"""The makings of a plot: axes, traces and lines as plain plotly figures (dicts). "@blue" names a colour."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pocketformer.report.wording import is_number
+
+COLOURS = ("@blue", "@orange", "@green", "@purple", "@red", "@grey")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plotly figure with the name of its file and what a reader must know of it."""
+
+    name: str
+    title: str
+    figure: dict
+    caption: str
+    tall: bool = False
+
+
+def axis(title: str, **kwargs) -> dict:
+    return {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": "@line",
+        "linecolor": "@line",
+        "zeroline": False,
+        "automargin": True,
+        **kwargs,
+    }
+
+
+def figure(data: list[dict], x: dict, y: dict, **layout) -> dict:
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": x,
+            "yaxis": y,
+            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "@fg"},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 64, "r": 16, "t": 32, "b": 52},
+            "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+            "hoverlabel": {
+                "align": "left",
+                "bgcolor": "@panel",
+                "font": {"color": "@fg"},
+                "bordercolor": "@line",
+            },
+            "hovermode": "closest",
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "@grey", "activecolor": "@blue"},
+            **layout,
+        },
+    }
+
+
+def _rounded(values: Sequence) -> list:
+    return [float(f"{v:.6g}") if is_number(v) else None for v in values]
+
+
+def trace(
+    name: str, x: Sequence, y: Sequence, mode: str, colour: str, text: Sequence[str] = (), **more
+) -> dict:
+    """`more["marker"]` and `more["line"]` add to the colour."""
+    hover = {"text": list(text), "hovertemplate": "%{text}<extra></extra>"} if text else {}
+    marker, line = {"color": colour, **more.pop("marker", {})}, {"color": colour, **more.pop("line", {})}
+    dress = ({"marker": marker} if "markers" in mode else {}) | ({"line": line} if "lines" in mode else {})
+    base = {"type": "scatter", "name": name, "x": _rounded(x), "y": _rounded(y), "mode": mode}
+    return {**base, **dress, **hover, **more}
+
+
+def budget_line(
+    name: str, at: float, axis: str = "x", side: str = "y", number: str = "", log: bool = False
+) -> tuple[dict, dict]:
+    """A dashed line across the plot at a budget, and its label. On a logarithmic axis plotly wants the
+    label's place as a logarithm, but not the line's."""
+    ends = {f"{axis}0": at, f"{axis}1": at, f"{side}0": 0, f"{side}1": 1}
+    across = f"{side}{number} domain" if axis == "x" else f"{side} domain"
+    along = axis if axis == "x" else f"{axis}{number}"
+    refs = {f"{axis}ref": along, f"{side}ref": across}
+    shape = {"type": "line", **ends, **refs, "line": {"color": "@red", "dash": "dash", "width": 1.5}}
+    if axis == "x":
+        place = {
+            "x": math.log10(at) if log else at,
+            "y": 0.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "xshift": 3,
+        }
+    else:
+        place = {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
+    return shape, {"text": name, "showarrow": False, "font": {"color": "@red", "size": 12}, **refs, **place}
+
+
+def log_axis(title: str, values: Sequence[float]) -> dict:
+    """A log axis with round ticks of its own: plotly labels a short one with bare digits."""
+    low, high = min(values) / 1.06, max(values) * 1.06
+    steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    ticks = [
+        s * 10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for s in steps
+    ]
+    ticks = [t for t in ticks if low <= t <= high]
+    while len(ticks) > 7:
+        ticks = ticks[::2]
+    span = {
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": [f"{t:,.4g}" for t in ticks],
+    }
+    return axis(title, type="log", **(span if len(ticks) > 1 else {}))

@@ -1,0 +1,194 @@
+import copy
+import random
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.deploy import OPSET, export, fuse
+from pocketformer.deploy import onnx as onnx_format
+from pocketformer.deploy.fuse import Upsampling
+from pocketformer.errors import UserError, WorkError
+from pocketformer.models import create_model
+from pocketformer.models.blocks import LayerScale
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny operators on two busy cores: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def perturbed(architecture, num_classes=10, distilled=True, seed=0, resolution=None):
+    """A network in which nothing is at a value that hides a mistake: norms, biases, scales and statistics."""
+    torch.manual_seed(seed)
+    model = create_model(architecture, num_classes, resolution, distilled, layer_scale=0.3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def images(model, count=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rough = torch.randn(count, 3, 5, 5, generator=generator)
+    return nn.functional.interpolate(rough, size=model.resolution, mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return perturbed(SearchSpace.named("pocket28").smallest, seed=3)
+
+
+def networks():
+    for name in ("pocket28", "pocket32"):
+        space = SearchSpace.named(name)
+        for seed in range(6):
+            yield pytest.param(space.sample(seed), id=f"{name}-{seed}")
+        yield pytest.param(space.largest, id=f"{name}-largest")
+    yield pytest.param(Architecture.named("efficientformerv2_s0"), id="s0")
+
+
+@pytest.mark.parametrize("architecture", networks())
+def test_fused_equals_the_network_in_evaluation_mode(architecture):
+    model = perturbed(architecture, distilled=random.Random(repr(architecture)).random() < 0.5)
+    x = images(model)
+    before = copy.deepcopy(model.state_dict())
+    assert model.training
+    fused = fuse(model)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        wanted = model.eval()(x)
+        for net in (fused, fused.train()):
+            torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5 * wanted.std().item())
+    kinds = {type(module) for module in fused.modules()}
+    assert not kinds & {nn.BatchNorm2d, LayerScale}
+    assert not any(p.requires_grad for p in fused.parameters())
+    own = {t.untyped_storage().data_ptr() for t in (*fused.parameters(), *fused.buffers())}
+    assert not own & {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+
+def test_fused_at_odd_and_oblong_grids(small):
+    model = perturbed(small.architecture, resolution=(45, 31))
+    x = images(model)
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(model)(x), model.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((7, 7), (14, 14)), ((4, 3), (7, 6)), ((12, 12), (24, 23))])
+def test_upsampling_is_bilinear_as_matrix_and_as_interpolation(grid, size):
+    x = torch.randn(2, 3, *grid)
+    wanted = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    module = Upsampling(grid, size)
+    assert (module.matrix is None) == (grid == (12, 12))
+    torch.testing.assert_close(module(x), wanted)
+
+
+def test_fusing_something_else_is_a_users_mistake():
+    with pytest.raises(UserError, match="cannot fuse a Linear"):
+        fuse(nn.Linear(2, 2))
+
+
+def test_export_is_right(small, tmp_path):
+    model, path = small, tmp_path / "new" / "model.onnx"
+    x = images(model, count=6)
+    state = copy.deepcopy(model.state_dict())
+    report = export(model, path, x)
+    assert model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert report.images == 6
+    assert report.max_difference <= 1e-4 * report.logits_std
+    assert report.bytes == path.stat().st_size
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).eval()(x[:1]).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": x[:1].numpy()})[0], wanted, rtol=1e-4, atol=1e-5)
+    graph = onnx.load(str(path))
+    assert next(o.version for o in graph.opset_import if o.domain == "") == OPSET == report.opset
+    assert not {node.op_type for node in graph.graph.node} & {"BatchNormalization", "Gather", "Resize"}
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+
+
+def _softmax_axis(graph):
+    node = next(node for node in graph.node if node.op_type == "Softmax")
+    node.attribute[0].i = 1
+
+
+def _sub_for_add(graph):
+    next(node for node in graph.node if node.op_type == "Add").op_type = "Sub"
+
+
+def _no_such_operator(graph):
+    graph.node[-1].op_type = "Gemmm"
+
+
+def _not_finite(graph):
+    weights = next(t for t in graph.initializer if len(t.dims) == 2)
+    values = np.full(tuple(weights.dims), np.inf, dtype=np.float32)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+
+
+@pytest.mark.parametrize("plant", [_softmax_axis, _sub_for_add, _no_such_operator, _not_finite])
+def test_a_wrong_file_is_refused(small, tmp_path, monkeypatch, plant):
+    right = onnx_format.write_onnx
+
+    def wrong(module, example, path):
+        right(module, example, path)
+        graph = onnx.load(str(path))
+        plant(graph.graph)
+        onnx.save(graph, str(path))
+
+    monkeypatch.setattr(onnx_format, "write_onnx", wrong)
+    with pytest.raises(WorkError, match=r"^export refused: [^\n]+$"):
+        export(small, tmp_path / "model.onnx", images(small))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_export_leaves_the_older_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_text("older")
+    monkeypatch.setattr(onnx_format, "run_onnx", lambda _: lambda x: np.full((1, 10), np.nan))
+    with pytest.raises(WorkError, match="not finite"):
+        export(small, path, images(small))
+    assert path.read_text() == "older"
+
+
+def test_a_broken_network_is_refused(small, tmp_path):
+    broken = copy.deepcopy(small)
+    with torch.no_grad():
+        broken.head.bias.fill_(float("nan"))
+    with pytest.raises(WorkError, match="own output is not finite"):
+        export(broken, tmp_path / "model.onnx", images(small))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "format", "message"),
+    [
+        ("file/model.onnx", torch.zeros(1, 3, 28, 28), "onnx", "cannot write"),
+        ("folder", torch.zeros(1, 3, 28, 28), "onnx", "cannot write"),
+        ("model.onnx", torch.zeros(1, 3, 32, 32), "onnx", r"shape \(N, 3, 28, 28\)"),
+        ("model.onnx", torch.zeros(0, 3, 28, 28), "onnx", "N >= 1"),
+        ("model.onnx", torch.zeros(1, 3, 28, 28, dtype=torch.uint8), "onnx", "uint8"),
+        ("model.onnx", torch.zeros(1, 3, 28, 28), "paper", "no export format 'paper'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(small, tmp_path, name, batch, format, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=message) as caught:
+        export(small, tmp_path / name, batch, format)
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
