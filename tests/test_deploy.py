@@ -1,3 +1,5 @@
+"""Fusing and exporting: equal outputs for every network, and a planted wrong operator is refused."""
+
 import copy
 import random
 

@@ -1,3 +1,5 @@
+"""Latency tables: round trips, refusals, interleaved timing, and a profile that resumes."""
+
 import dataclasses
 import json
 import math

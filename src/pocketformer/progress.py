@@ -1,5 +1,7 @@
-"""What a person sees while work goes on: one bar a stage on a terminal, a line now and then elsewhere. All of it
-goes to stderr; stdout is for results."""
+"""What a person sees while work goes on: a bar for each stage on a terminal, a line now and then elsewhere.
+
+All of it goes to stderr; stdout is for results.
+"""
 
 import sys
 import time

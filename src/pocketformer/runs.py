@@ -131,6 +131,12 @@ class Ledger:
     def close(self) -> None:
         self._lines.close()
 
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def repeated_units(path: str | os.PathLike) -> dict[str, int]:
     """{stage: units executed more than once, counted as often as they were repeated} of a run's ledger."""

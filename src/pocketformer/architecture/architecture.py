@@ -1,5 +1,6 @@
 """`Architecture`: the frozen value that describes a network. JSON in, JSON out; imports no torch."""
 
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -29,7 +30,8 @@ class FFN:
     expansion: float
 
     def __str__(self) -> str:
-        return f"ffn{self.expansion:g}"
+        short = f"{self.expansion:g}"  # of six digits; JSON keeps blocks as text, so nothing may be lost
+        return f"ffn{short if float(short) == self.expansion else repr(self.expansion)}"
 
 
 Block = Attention | FFN
@@ -40,6 +42,8 @@ def parse_block(text: Any) -> Block:
         return Attention()
     try:
         expansion = float(str(text).removeprefix("ffn"))
+        if not math.isfinite(expansion):
+            raise ValueError
     except ValueError:
         raise UserError(f"block {text!r} is neither 'attention' nor 'ffn' with a ratio such as 'ffn4'") from None
     return FFN(int(expansion) if expansion == int(expansion) else expansion)

@@ -22,9 +22,15 @@ def _finish(outcome: dict, out: Path, as_json: bool) -> None:
 def quickstart(
     out: options.Out = Path("runs/quickstart"), seed: options.Seed = 0, json: options.Json = False
 ) -> None:
-    """Run `design` on the embedded images (8,000 of Fashion-MNIST) with a small space; about 4 minutes on 2 cores.
+    """See the whole chain on embedded images, in minutes.
 
-    The budget is half the largest subnet's latency and half its parameters.
+    Runs `design` on 8,000 images of Fashion-MNIST that come with the package, with a small space and half of the
+    largest subnet's latency and parameters as budgets; about 4 minutes on 2 cores. `pocketformer design --help`
+    lists the files that appear.
+
+    \b
+    Example:
+      pocketformer quickstart --out runs/quickstart
     """
     from pocketformer.pipelines.quickstart import quickstart as run
 
@@ -41,19 +47,22 @@ def design(
     max_memory: options.MaxMemory = None,
     min_mes: options.MinMes = None,
     latency: Annotated[
-        Path | None, typer.Option(help="A latency table measured before; else this device is profiled.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A latency table of `profile`. [default: measure this device]"),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Supernet epochs (default 30).")] = None,
+    epochs: options.Epochs = None,
     final_epochs: Annotated[
-        float | None, typer.Option(help="Epochs of the final training (default 30).")
+        float | None,
+        typer.Option(
+            metavar="X", callback=options.above_zero, help="Epochs of the final training. [default: 30]"
+        ),
     ] = None,
     batch_size: options.BatchSize = None,
     from_scratch: Annotated[
-        bool, typer.Option(help="Train the found network from scratch, not from the supernet's weights.")
+        bool,
+        typer.Option("--from-scratch", help="Train the found network anew, without the supernet's weights."),
     ] = False,
-    teacher: Annotated[
-        str | None, typer.Option(help="Teacher of the final training: a timm NAME, or NAME=FILE.")
-    ] = None,
+    teacher: options.Teacher = None,
     threads: options.Threads = 1,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -61,36 +70,48 @@ def design(
     bad_images: options.BadImages = "refuse",
     json: options.Json = False,
 ) -> None:
-    """Images, a device and budgets in; a searched, trained, exported and measured network out.
+    """Images, a device and budgets in; a network out.
 
-    Reads the images, profiles the device, trains a supernet, searches it under the budgets (all must hold),
-    trains the found network, exports and verifies it, times the file, and writes OUT/report.html. Every stage
-    resumes where it was cut.
+    Reads the images, measures this device, trains a supernet (--epochs), searches it under the budgets (at least
+    one; all must hold), trains the found network (--final-epochs), exports and verifies it, times the file, and
+    compares it with the largest, the smallest and the best random subnet. Every stage resumes where it was cut.
+
+    \b
+    Files in FOLDER:
+      report.html                 the page to look at
+      exported/model.onnx         the network to deploy, verified and timed
+      model.safetensors           the same for `evaluate`, `export` and `train --init`,
+        + architecture.json, config.json
+      results.json                every figure of the page
+      latency_table.json          this device, for `search` and `design --latency`
+      supernet/, search.jsonl, front/, networks/, config.yaml   how it came about
+
+    \b
+    Example:
+      pocketformer design --data photos --max-latency 2ms --max-parameters 1M --out runs/mine
     """
-    from pocketformer.errors import UserError
     from pocketformer.pipelines.design import design as run
     from pocketformer.pipelines.settings import DesignSettings, ProfileSettings
     from pocketformer.training.recipe import Recipe
 
-    limits = options.budgets(max_latency, max_parameters, max_memory)
-    if not limits and min_mes is None:
-        raise UserError("give a budget: --max-latency, --max-parameters, --max-memory or --min-mes")
     settings = DesignSettings(
         data=data,
+        budgets=options.budgets(max_latency, max_parameters, max_memory, min_mes),
         space=options.pick_space(space, data),
         runtime=runtime,
-        budgets=limits,
-        min_mes=options.check_min_mes(min_mes),
+        min_mes=min_mes,
         seed=seed,
-        supernet=options.changed(Recipe.small_images(), epochs, batch_size),
+        supernet=options.changed(Recipe.small_images(), epochs=epochs, batch_size=batch_size),
         final=options.changed(
-            Recipe.small_images(learning_rate=2e-2 if from_scratch else 1e-2), final_epochs, batch_size
+            Recipe.small_images(learning_rate=2e-2 if from_scratch else 1e-2),
+            epochs=final_epochs,
+            batch_size=batch_size,
         ),
         profile=ProfileSettings(threads=threads, batch=batch),
         latency=str(latency) if latency else None,
         teacher=teacher,
         from_scratch=from_scratch,
-        bad_images=options.check_bad_images(bad_images),
+        bad_images=bad_images,
         workers=workers,
     )
     _finish(run(settings, out), out, json)

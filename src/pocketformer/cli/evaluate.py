@@ -8,26 +8,44 @@ from pocketformer.cli import options
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Option(help="A run's folder, or an exported file inside one.")],
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="Folder of `design` or `train`, or an exported file inside one."),
+    ],
     data: options.Data,
-    architecture: Annotated[
-        str | None, typer.Option(help="architecture.json, if not the checkpoint's own.")
-    ] = None,
+    architecture: options.ArchitectureFile = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Evaluate the exported file on this runtime instead of PyTorch.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=options.check_runtime,
+            help="Run the exported file on this runtime (onnxruntime). [default: PyTorch]",
+        ),
     ] = None,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
     json: options.Json = False,
 ) -> None:
-    """Accuracy on the test split, in PyTorch or through an exported file."""
+    """Measure accuracy on the test split.
+
+    In PyTorch, or through an exported file (exported/model.onnx of the folder, unless PATH is a file). The test
+    split is val/ of the data; without val/, give the --seed of the training, so that the same tenth is set aside.
+    Writes no files.
+
+    \b
+    Examples:
+      pocketformer evaluate --checkpoint runs/mine --data photos
+      pocketformer evaluate --checkpoint runs/mine --data photos --runtime onnxruntime
+    """
     from pocketformer.cli.summary import percent
     from pocketformer.pipelines.trainings import evaluate_checkpoint
 
-    options.check_bad_images(bad_images)
     found = evaluate_checkpoint(checkpoint, architecture, data, runtime, seed, bad_images, workers)
     if json:
         options.print_json(found)
-    else:
-        print(f"accuracy {percent(found)} on test ({found['correct']} of {found['images']}), {found['runtime']}")
+        return
+    print(
+        f"accuracy {percent(found)} on test ({found['correct']} of {found['images']} images, "
+        f"95 % interval), {found['runtime']}"
+    )

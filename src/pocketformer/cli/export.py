@@ -9,38 +9,35 @@ from pocketformer.cli import options
 
 
 def export(
-    checkpoint: Annotated[str, typer.Option(help="A trained run's folder.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
-    architecture: Annotated[
-        str | None, typer.Option(help="architecture.json, if not the checkpoint's own.")
-    ] = None,
+    checkpoint: Annotated[str, typer.Option(metavar="FOLDER", help="A folder of `design` or `train`.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, such as model.onnx.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="Format of the file: onnx.")] = "onnx",
+    architecture: options.ArchitectureFile = None,
     data: Annotated[
-        str, typer.Option(help="Images to verify on; the embedded ones by default.")
+        str, typer.Option(metavar="DATA", help="Images to verify on (32 of the search split are used).")
     ] = "embedded",
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     json: options.Json = False,
 ) -> None:
-    """Export a trained network; the file is run against PyTorch on real images, and refused on a mismatch."""
-    from pocketformer.deploy import export as write
-    from pocketformer.errors import UserError
-    from pocketformer.pipelines.images import open_images
-    from pocketformer.training.batches import eval_batches
-    from pocketformer.training.checkpoint import load_model
+    """Write a trained network as a file for deployment.
 
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the path of the file")
-    model, config = load_model(checkpoint, architecture)
-    size = tuple(config["data"].get("stored_size", model.resolution))
-    images = open_images(data, size, seed, "skip", workers)
-    batch = next(iter(eval_batches(images.search, 32, model.resolution)))[0]
-    report = write(model, out, batch, format)
+    The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and then
+    normalised by `mean` and `std` of the folder's config.json; output `logits`. The file is run on real images
+    and compared with PyTorch first: on a mismatch nothing is written (exit code 1).
+
+    \b
+    Example:
+      pocketformer export --checkpoint runs/mine --data photos --out model.onnx
+    """
+    from pocketformer.pipelines.exporting import export_checkpoint
+
+    report = export_checkpoint(checkpoint, out, format, architecture, data, seed, workers)
     if json:
         options.print_json(report.to_dict())
         return
     print(f"{out}: {report.bytes / 1e6:.2f} MB, ONNX opset {report.opset}")
     print(
-        f"verified on {report.images} images: largest difference to PyTorch {report.max_difference:.1e}, the logits' "
-        f"standard deviation is {report.logits_std:.2f}"
+        f"verified on {report.images} images: logits differ from PyTorch's by at most {report.max_difference:.1e} "
+        f"(their standard deviation is {report.logits_std:.2f})"
     )

@@ -3,40 +3,53 @@
 import errno
 import os
 import sys
+from collections.abc import Sequence
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """0 success; 2 a user's mistake; 1 the work failed or was refused; 130 interrupted."""
-    import click
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(arguments or ["--help"]))
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
 
     from pocketformer.cli.app import app
     from pocketformer.errors import UserError, WorkError
 
+    # Some versions of typer bring a click of their own: the class is found through one that typer names.
+    usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
+    command = typer.main.get_command(app)
     try:
-        code = app(standalone_mode=False)
+        # Not `app()`, which reports errors in boxes and takes any EOFError for Ctrl-C.
+        with command.make_context("pocketformer", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
     except UserError as error:
-        code = _fail(error, 2)
+        return _fail(error, 2)
     except WorkError as error:
-        code = _fail(error, 1)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        code = _fail("interrupted", 130)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as error:  # what typer would print in a box
-        code = _fail(error.format_message(), 2)
-    except BrokenPipeError:
+        return _fail(error, 1)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except usage as error:
+        path = error.ctx.command_path if error.ctx else "pocketformer"
+        return _fail(f"{error.format_message().rstrip('.')} (see {path} --help)", 2)
+    except BrokenPipeError:  # whoever read stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except PermissionError as error:
-        code = _fail(f"no permission to use {error.filename}", 2)
+        return 1
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno in _DISK:
+            where = f" ({error.filename})" if error.filename else ""
+            return _fail(f"{os.strerror(error.errno)}{where}; what was written before is whole", 1)
+        if error.filename is None or error.strerror is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        code = _fail(f"{os.strerror(error.errno)}{where}; what was written so far is whole", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return _fail(f"{error.filename}: {error.strerror}", 2)
+    return 0
 
 
 def _fail(message: object, code: int) -> int:

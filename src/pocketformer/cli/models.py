@@ -4,12 +4,13 @@ from pocketformer.cli import options
 
 
 def models(json: options.Json = False) -> None:
-    """The published architectures and the shipped search spaces: parameters and MACs by our count.
+    """List the published networks and the search spaces.
 
-    Parameters are all trainable ones with both heads and 1000 classes; MACs count convolutions, linears and the
-    two attention products at the native resolution.
+    Parameters are all trainable ones, with both heads and 1000 classes; MACs count convolutions, linears and the
+    two attention products at the native input size. --json adds every block. Writes no files.
     """
     from pocketformer.architecture import NAMES, SPACES, Architecture, SearchSpace
+    from pocketformer.cli.summary import aligned
 
     zoo = []
     for name in NAMES:
@@ -33,14 +34,21 @@ def models(json: options.Json = False) -> None:
     if json:
         options.print_json({"models": zoo, "spaces": spaces})
         return
-    print("model                  parameters      MACs   input    widths")
+    rows = [("network", "parameters", "MACs", "input", "widths")]
     for m in zoo:
-        widths = " ".join(map(str, m["widths"]))
-        print(f"{m['name']:<21} {m['parameters'] / 1e6:>8.2f} M {m['macs'] / 1e9:>7.2f} G  {m['resolution'][0]} px   {widths}")
-    print("\nspace                 parameters of smallest to largest        MACs                    input")
+        costs = (f"{m['parameters'] / 1e6:.2f} M", f"{m['macs'] / 1e6:,.1f} M")
+        rows.append((m["name"], *costs, _pixels(m), " ".join(map(str, m["widths"]))))
+    print(aligned(rows))
+    rows = [("search space", "parameters", "MACs", "input")]
     for s in spaces:
         low, high = s["smallest"], s["largest"]
-        parameters = f"{low['parameters'] / 1e6:.2f} M to {high['parameters'] / 1e6:.2f} M"
-        macs = f"{low['macs'] / 1e6:.1f} M to {high['macs'] / 1e6:.1f} M"
-        print(f"{s['name']:<21} {parameters:<40} {macs:<23} {s['resolution'][0]} px")
-    print("\nBoth heads, 1000 classes; every trainable parameter counted.")
+        parameters = f"{low['parameters'] / 1e6:.2f} to {high['parameters'] / 1e6:.2f} M"
+        macs = f"{low['macs'] / 1e6:.1f} to {high['macs'] / 1e6:,.1f} M"
+        rows.append((s["name"], parameters, macs, _pixels(s)))
+    print(f"\n{aligned(rows)}")
+    print("\nWith both heads and 1000 classes, every trainable parameter counted. A space: from the smallest subnet")
+    print("of its training to the largest; with fewer classes, they are smaller.")
+
+
+def _pixels(row: dict) -> str:
+    return f"{row['resolution'][0]} px"

@@ -1,6 +1,8 @@
-"""Options that several commands share, and what they turn into."""
+"""Options that several commands share, how they are checked, and what they turn into."""
 
 import json
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,62 +11,140 @@ import typer
 
 from pocketformer.errors import UserError
 
+
+def above_zero(value: float | None) -> float | None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise typer.BadParameter(f"must be above zero, not {value:g}")
+    return value
+
+
+def one_of(known: Callable[[], Iterable[str]]) -> Callable[[str | None], str | None]:
+    """A check that the value is one of `known()`, which is called when the option is."""
+
+    def check(value: str | None) -> str | None:
+        names = tuple(known())
+        if value is not None and value not in names:
+            raise typer.BadParameter(f"{value!r} is unknown; known: {', '.join(names)}")
+        return value
+
+    return check
+
+
+def _runtimes() -> tuple[str, ...]:
+    from pocketformer.devices.runtimes import RUNTIMES
+
+    return RUNTIMES
+
+
+check_runtime = one_of(_runtimes)
+
 Data = Annotated[
     str,
     typer.Option(
-        help="A folder (train/ and val/, one sub-folder a class), 'embedded', or a dataset name that timm takes: "
-        "torch/…, hfds/…, wds/… (torch/ and wds/ look in $POCKETFORMER_DATASETS)."
+        metavar="DATA",
+        help="A folder with train/ and val/ (the test split), one sub-folder a class; 'embedded' (8,000 images of "
+        "Fashion-MNIST); or a dataset name of timm: torch/cifar10, hfds/…, wds/… ($POCKETFORMER_DATASETS says "
+        "where torch/ and wds/ keep theirs). Without val/, a tenth is set aside for testing.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="The run's folder; the same command on the same folder resumes.")]
-Space = Annotated[
-    str | None, typer.Option(help="Search space: a shipped name (see `models`) or the path of a YAML file.")
+Out = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Folder of the run; the same command on the same folder resumes it."),
 ]
-Runtime = Annotated[str, typer.Option(help="The runtime to measure on and deploy to.")]
-Seed = Annotated[int, typer.Option(help="Seed of splits, order, augmentation, subnets and initial weights.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the deployed network while it is timed.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images a call while it is timed.")]
-Workers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
-BadImages = Annotated[str, typer.Option(help="Files that are no images: 'refuse' the data or 'skip' them.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPACE",
+        help="Search space: a shipped name (see `pocketformer models`) or the path of a .yaml file. "
+        "[default: the shipped one nearest to the images' size]",
+    ),
+]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", callback=check_runtime, help="The runtime to measure on and deploy to: onnxruntime."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Seed of splits, order, augmentation, subnets and weights.")
+]
+Threads = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Processor threads of a network while it is timed.")
+]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per call while a network is timed.")]
+Workers = Annotated[int, typer.Option(metavar="N", min=0, help="Threads that decode images.")]
+BadImages = Annotated[
+    str,
+    typer.Option(
+        metavar="refuse|skip",
+        callback=one_of(lambda: ("refuse", "skip")),
+        help="What to do when files among the images cannot be read.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 MaxLatency = Annotated[
-    str | None, typer.Option(help="Budget: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's.")
+    str | None,
+    typer.Option(metavar="TIME", help="Budget: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's latency."),
 ]
 MaxParameters = Annotated[
-    str | None, typer.Option(help="Budget: 3.5M, 800k, 3500000, or 50% of the largest subnet's.")
+    str | None,
+    typer.Option(metavar="COUNT", help="Budget: 3.5M, 800k, 3500000, or 50% of the largest subnet's parameters."),
 ]
 MaxMemory = Annotated[
     str | None,
-    typer.Option(help="Budget on peak activation memory, batch 1, float32: 4MB, 500kB, 4 (MB), or 50%."),
+    typer.Option(
+        metavar="SIZE",
+        help="Budget on peak activation memory (batch 1, float32): 4MB, 500kB, 4 (MB), or 50% of the largest "
+        "subnet's.",
+    ),
 ]
-MinMes = Annotated[float | None, typer.Option(help="Smallest Mobile Efficiency Score (in this device's unit).")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
+MinMes = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        callback=above_zero,
+        help="Smallest Mobile Efficiency Score, 100 for MobileNetV2's latency here and 3 M parameters.",
+    ),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", callback=above_zero, help="Passes over the training images; fractions count. [default: 30]"
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step. [default: 128]")]
+DropPath = Annotated[
+    float, typer.Option(metavar="X", min=0, max=0.9, help="Stochastic depth: drop rate of the last block.")
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[=FILE]",
+        help="Hard distillation from this timm model, with its published weights or those of FILE; its head must "
+        "have the data's classes.",
+    ),
+]
+ArchitectureFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="An architecture.json. [default: the one beside the checkpoint]"),
+]
 
 
-def budgets(latency: str | None, parameters: str | None, memory: str | None) -> dict:
-    """{metric: Budget} of those given."""
+def budgets(
+    latency: str | None, parameters: str | None, memory: str | None, min_mes: float | None
+) -> dict[str, Any]:
+    """{metric: Budget} of those given; `UserError` if there is none, nor a smallest score."""
     from pocketformer.pipelines.settings import parse_budget
 
     given = {"latency": latency, "size": parameters, "memory": memory}
-    return {name: parse_budget(name, text) for name, text in given.items() if text is not None}
+    limits = {name: parse_budget(name, text) for name, text in given.items() if text is not None}
+    if not limits and min_mes is None:
+        raise UserError("give a budget: --max-latency, --max-parameters, --max-memory or --min-mes")
+    return limits
 
 
-def check_min_mes(value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise UserError(f"--min-mes must be above zero, not {value}")
-    return value
-
-
-def check_bad_images(value: str) -> str:
-    if value not in ("refuse", "skip"):
-        raise UserError(f"--bad-images is 'refuse' or 'skip', not {value!r}")
-    return value
-
-
-def changed(recipe: Any, epochs: float | None, batch_size: int | None) -> Any:
-    """The recipe with what the command line says."""
-    given = {"epochs": epochs, "batch_size": batch_size}
+def changed(recipe: Any, **given: Any) -> Any:
+    """The recipe with what the command line gives (not None)."""
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 

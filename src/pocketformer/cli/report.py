@@ -9,12 +9,31 @@ from pocketformer.cli import options
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write (default: RUN/report.html).")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Also write every figure to this folder.")] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Folders of `design`, `search`, `supernet` or `train`.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write. [default: report.html in the first run]"),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write every figure to this folder (HTML and SVG)."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """One self-contained HTML page of a run, or of several."""
+    """Write the page of a run, or of several side by side.
+
+    One self-contained HTML file: it can be mailed and opened without a network. `design` writes it by itself.
+
+    \b
+    Examples:
+      pocketformer report runs/mine
+      pocketformer report runs/a runs/b --out compared.html --figures figures
+    """
     from pocketformer.report import write_figures, write_report
 
     page = write_report(runs, out)

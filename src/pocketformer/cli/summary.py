@@ -1,11 +1,25 @@
 """The last lines of `design` and `quickstart`: what came out, in words and figures with units."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def percent(test: dict) -> str:
     low, high = test["interval95"]
     return f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their longest cell: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "   ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
 def summary(outcome: dict, out: Path) -> str:
@@ -23,20 +37,20 @@ def summary(outcome: dict, out: Path) -> str:
         if name in outcome["budgets"]:
             budget = outcome["budgets"][name] / (1e6 if name == "memory" else 1)
             binding = ", the binding budget" if name == outcome["binding"] else ""
-            text += f", budget {budget:{form}} ({shipped['usage'][name]:.0%} used{binding})"
+            text += f", budget {budget:{form}} {unit} ({shipped['usage'][name]:.0%} used{binding})"
         if name == "latency":
             runtime = outcome["runtime"]
             text += f"; exported file on {runtime['name']}, {runtime['threads']} thread(s), batch {runtime['batch']}"
         lines.append(text)
     images = outcome["data"]["images"]["test"]
     lines += ["", f"Accuracy on test ({images} images, 95 % interval), all with the same final training:"]
+    rows = []
     for row in outcome["comparison"]:
         ms = row["latency_measured"] if row["latency_measured"] is not None else row["latency_predicted"]
         how = "measured" if row["latency_measured"] is not None else "by table"
-        lines.append(
-            f"  {row['title']:<40} {percent(row['test']):<26} {row['parameters']:>10,} parameters, "
-            f"{ms:.3f} ms {how}"
-        )
-    lines += ["", outcome["verdict"]["text"], "", f"Network: {out / shipped['file']} (verified against PyTorch)"]
+        parameters = f"{row['parameters']:,} parameters"
+        rows.append((row["title"], percent(row["test"]), parameters, f"{ms:.3f} ms {how}"))
+    lines += [aligned(rows), "", outcome["verdict"]["text"], ""]
+    lines.append(f"Network: {out / shipped['file']} (verified against PyTorch)")
     lines.append(f"Page:    {out / 'report.html'}")
     return "\n".join(lines)

@@ -9,35 +9,57 @@ from pocketformer.cli import options
 
 def train(
     architecture: Annotated[
-        str, typer.Option(help="A published name, an architecture.json, or a folder that holds one.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A published name (see `pocketformer models`), an architecture.json, or a folder with one.",
+        ),
     ],
     data: options.Data,
     out: options.Out,
     init: Annotated[
-        str | None, typer.Option(help="Start from a trained folder or from a supernet's weights.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Start from the weights of a supernet, or of a trained network of the same architecture.",
+        ),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Hard distillation from a timm model: NAME, or NAME=FILE.")
-    ] = None,
+    teacher: options.Teacher = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate for a batch of 1024.")] = None,
-    drop_path: Annotated[float, typer.Option(min=0, max=0.9, help="Stochastic depth of the last block.")] = 0.0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", callback=options.above_zero, help="Peak rate for a batch of 1024. [default: 0.02]"
+        ),
+    ] = None,
+    drop_path: options.DropPath = 0.0,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
     json: options.Json = False,
 ) -> None:
-    """Train one network on fit + search; its accuracy on the test split is printed at the end."""
-    from dataclasses import replace
+    """Train or fine-tune one network.
 
+    Learns from all images but the test split; accuracy on that one is printed at the end. FOLDER gets
+    model.safetensors, architecture.json, config.json, results.json, metrics.jsonl and tensorboard/.
+
+    \b
+    Examples:
+      pocketformer train --architecture runs/search/architecture.json --init runs/supernet \\
+        --data photos --epochs 20 --out runs/final
+      pocketformer train --architecture efficientformerv2_s0 --data photos --out runs/s0
+    """
     from pocketformer.cli.summary import percent
     from pocketformer.pipelines.trainings import train_network
     from pocketformer.training.recipe import Recipe
 
-    recipe = options.changed(Recipe.small_images(drop_path=drop_path), epochs, batch_size)
-    if learning_rate is not None:
-        recipe = replace(recipe, learning_rate=learning_rate)
+    recipe = options.changed(
+        Recipe.small_images(drop_path=drop_path),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
     result = train_network(
         architecture,
         data,
@@ -46,10 +68,13 @@ def train(
         init=init,
         teacher=teacher,
         seed=seed,
-        bad_images=options.check_bad_images(bad_images),
+        bad_images=bad_images,
         workers=workers,
     )
     if json:
         options.print_json(result)
     else:
-        print(f"{out}: {result['parameters']:,} parameters, accuracy {percent(result['test'])} on test")
+        print(
+            f"{out}: {result['parameters']:,} parameters, accuracy {percent(result['test'])} on test "
+            f"({result['test']['images']} images, 95 % interval)"
+        )

@@ -13,7 +13,7 @@ from pocketformer.architecture import Architecture, Selection
 from pocketformer.deploy import export
 from pocketformer.devices import LatencyTable
 from pocketformer.devices.runtimes import runtime
-from pocketformer.errors import UserError, WorkError
+from pocketformer.errors import WorkError
 from pocketformer.models import EfficientFormerV2
 from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
@@ -21,6 +21,7 @@ from pocketformer.pipelines.costs import CostModel, objective
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
 from pocketformer.pipelines.profiling import profile_space, time_networks
+from pocketformer.pipelines.refusals import check_table, refuse_small_budgets, refuse_unreachable
 from pocketformer.pipelines.results import Compared
 from pocketformer.pipelines.searching import Trajectory, evaluator
 from pocketformer.pipelines.settings import DesignSettings, stored_size
@@ -29,14 +30,11 @@ from pocketformer.pipelines.supernets import train_supernet
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run
 from pocketformer.search import Objective
-from pocketformer.search.reach import smallest_reachable, unreachable
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import eval_batches
 from pocketformer.training.data import Data
 from pocketformer.training.tasks import load_teacher
-
-_UNITS = {"size": "parameters", "latency": "ms", "memory": "bytes"}
 
 
 @dataclass
@@ -60,7 +58,9 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     data = open_images(
         settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers
     )
-    _refuse_small_budgets(settings, data)
+    refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
+    if latency is not None:
+        check_table(latency, settings.latency, settings.space, len(data.classes))
     teacher = load_teacher(settings.teacher, len(data.classes)) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict()) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
@@ -90,24 +90,6 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         return outcome
 
 
-def _refuse_small_budgets(settings: DesignSettings, data: Data) -> None:
-    """Parameters and memory are known in closed form: an impossible budget is refused before anything is done."""
-    classes, distilled = len(data.classes), settings.teacher is not None
-    smallest, largest = settings.space.minimum.architecture, settings.space.largest
-    for name, budget in settings.budgets.items():
-        if name == "latency":
-            continue
-        low, high = (
-            a.parameters(classes, distilled) if name == "size" else a.peak_memory(num_classes=classes)
-            for a in (smallest, largest)
-        )
-        if budget.of(high) < low:
-            raise WorkError(
-                f"no member of space {settings.space.name} has {budget.of(high):,.0f} {_UNITS[name]} or less: "
-                f"its smallest has {low:,}"
-            )
-
-
 def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
     settings, path = chain.settings, chain.path / "latency_table.json"
     if not path.exists():
@@ -121,11 +103,6 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
                 chain.path / "profile",
                 chain.run.ledger,
             )
-        elif given.num_classes != len(chain.data.classes) or not given.covers(settings.space):
-            raise UserError(
-                f"latency table {settings.latency} is of space {given.space} with {given.num_classes} classes; "
-                f"this job needs {settings.space.name} with {len(chain.data.classes)}"
-            )
         given.save(path)
     table = LatencyTable.load(path)
     if table.check is not None and table.check.mean > 0.05:
@@ -138,14 +115,7 @@ def _objective(chain: Chain, table: LatencyTable, costs: CostModel) -> Objective
     largest = costs(settings.space.largest)
     budgets = {name: budget.of(largest[name]) for name, budget in settings.budgets.items()}
     goal = objective(budgets, settings.min_mes, table.unit, largest["memory"])
-    for name, smallest in unreachable(settings.space, costs, goal).items():
-        raise WorkError(
-            f"no member of space {settings.space.name} has {budgets[name]:.4g} {_UNITS[name]} or less on this "
-            f"device: its smallest has {smallest:.4g}"
-        )
-    best = smallest_reachable(settings.space, costs)
-    if goal.min_mes is not None and goal.mes(best) < goal.min_mes:
-        raise WorkError(f"no member of space {settings.space.name} has an MES above {goal.mes(best):.1f}")
+    refuse_unreachable(settings.space, costs, goal)
     return goal
 
 
@@ -211,20 +181,20 @@ def _ship(
         name = f"found_step{candidate.point.step}"
         folder = chain.path / "networks" / name
         model = _trained(chain, supernet, final, candidate.point.selection, folder, "found")
-        record = chain.path / "exported" / f"{name}.json"
+        record, target = folder / "export.json", chain.path / "exported" / "model.onnx"
         if not record.exists():
-            target = chain.path / "exported" / f"{name}.onnx"
             with stage("export, verify and time the file"):
                 report = export(model, target, images)
                 latency = time_networks({name: target}, settings.space, table, settings.runtime, settings.profile)
             files.write_json(record, {"report": report.to_dict(), "latency": latency[name]})
         exported = files.read_json(record)
         if goal.met({**candidate.costs, "latency": exported["latency"]["latency"]}):
-            shutil.copyfile(chain.path / "exported" / f"{name}.onnx", chain.path / "exported" / "model.onnx")
             for file in ("model.safetensors", "config.json", "architecture.json"):
-                shutil.copyfile(folder / file, chain.path / file)
+                with files.whole(chain.path / file) as temporary:
+                    shutil.copyfile(folder / file, temporary)
             return candidate, exported
         say(f"the file of step {candidate.point.step} is over budget when timed again; taking the next candidate")
+        target.unlink(missing_ok=True)
     raise WorkError("no candidate's exported file holds all budgets as measured")
 
 

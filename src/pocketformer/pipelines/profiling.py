@@ -1,5 +1,6 @@
 """The device's side of the chain: the latency table of a space, and whole networks timed beside it."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pocketformer.devices.candidates import write_network
 from pocketformer.devices.profile import profile, write_reference
 from pocketformer.devices.runtimes import runtime
 from pocketformer.devices.whole import measure_whole
+from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import ProfileSettings
 from pocketformer.progress import Stage, stage
 from pocketformer.runs import Ledger
@@ -51,6 +53,21 @@ def profile_space(
             mean, worst = table.check.mean, table.check.worst
             count = len(table.check.networks)
             progress.update(progress.done, f"error on {count} unseen networks: mean {mean:.1%}, worst {worst:.1%}")
+    return table
+
+
+def profile_file(
+    space_name: str, runtime_name: str, num_classes: int, settings: ProfileSettings, seed: int, out: Path
+) -> LatencyTable:
+    """`profile` on its own: measures a table and writes it to `out`; an interrupted one goes on from a hidden
+    folder beside it."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the path of the table's file")
+    space = SearchSpace.named(space_name)
+    work = out.with_name(f".{out.name}.work")
+    table = profile_space(space, runtime_name, num_classes, settings, seed, work)
+    table.save(out)
+    shutil.rmtree(work, ignore_errors=True)
     return table
 
 

@@ -9,12 +9,12 @@ from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel, objective
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.searching import Trajectory, evaluator
+from pocketformer.pipelines.refusals import amount, check_table, refuse_unreachable
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.progress import stage
 from pocketformer.runs import Run, read_config
 from pocketformer.search import Objective
-from pocketformer.search.reach import unreachable
 from pocketformer.search.trajectory import Point, points
 
 
@@ -29,18 +29,13 @@ def search(
     """Runs or resumes Algorithm 1; returns the state that meets the budgets."""
     supernet, config = load_supernet(supernet_folder)
     table = LatencyTable.load(table_file)
-    if not table.covers(supernet.space) or table.num_classes != config["num_classes"]:
-        raise UserError(
-            f"latency table {table_file} is of space {table.space} with {table.num_classes} classes; this supernet "
-            f"is of {supernet.space.name} with {config['num_classes']}"
-        )
+    check_table(table, str(table_file), supernet.space, config["num_classes"])
     costs = CostModel(table, config["num_classes"])
     largest = costs(supernet.space.largest)
     goal = objective(
         {name: b.of(largest[name]) for name, b in limits.items()}, min_mes, table.unit, largest["memory"]
     )
-    for name, smallest in unreachable(supernet.space, costs, goal).items():
-        raise WorkError(f"no member of the space has a {name} of {goal.budgets[name]:.4g} or less: the smallest has {smallest:.4g}")
+    refuse_unreachable(supernet.space, costs, goal)
     data = open_images(config["data"], stored_size(supernet.space), config["seed"], config["bad_images"], 2)
     settings = {
         "supernet": str(supernet_folder),
@@ -87,7 +82,7 @@ def pick(folder: Path, limits: dict[str, Budget], min_mes: float | None) -> dict
     fitting = [p for p in states if goal.met(p.costs)]
     if not fitting:
         smallest = {name: min(p.costs[name] for p in states) for name in budgets}
-        reached = ", ".join(f"{name} {value:.4g}" for name, value in smallest.items())
+        reached = ", ".join(amount(name, value) for name, value in smallest.items())
         raise WorkError(f"no state of this trajectory meets the budgets; it goes down to {reached or 'a lower MES'}")
     best = max(fitting, key=lambda p: (p.score.accuracy, -p.score.loss, -p.step))
     return _found(best, folder / "front" / f"step_{best.step:03d}.json")

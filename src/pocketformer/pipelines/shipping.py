@@ -1,5 +1,7 @@
-"""Shipping on a measurement (contract 6.9): candidates of the trajectory are exported and timed whole; the one
-that ships holds the budgets as measured, whatever the table's error."""
+"""Shipping on a measurement: the candidate that ships holds the budgets as measured (contract 6.9).
+
+The last states of the trajectory are exported and timed whole, whatever the table's error.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,9 +1,10 @@
 """`train` and `evaluate` on their own: one network on a user's images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pocketformer import files
-from pocketformer.architecture import NAMES, Architecture
+from pocketformer.architecture import Architecture
 from pocketformer.deploy.onnx import run_onnx
 from pocketformer.errors import UserError
 from pocketformer.models import EfficientFormerV2
@@ -11,7 +12,8 @@ from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, as_test_result, test_result
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.progress import say
-from pocketformer.runs import Run
+from pocketformer.runs import Run, read_config
+from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.data import Data
 from pocketformer.training.evaluation import evaluate
@@ -45,6 +47,7 @@ def train_network(
     share = 1.0 if max(height, width) <= 64 else 0.875
     data = open_images(source, (round(height / share), round(width / share)), seed, bad_images, workers)
     guide = load_teacher(teacher, len(data.classes)) if teacher else None
+    start = _load_init(init, described, len(data.classes)) if init else None
     settings = {
         "architecture": described.to_dict(),
         "data": source,
@@ -57,7 +60,7 @@ def train_network(
     with Run(out, "train", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         final = FinalTraining(data, recipe, seed, run.ledger, guide)
-        model = _initialised(final, described, init)
+        model = _initialised(final, described, start)
         model = final.run(run.path, "network", model)
         _, test = test_result(model, data)
         parameters = sum(p.numel() for p in model.parameters())
@@ -66,21 +69,31 @@ def train_network(
     return result
 
 
-def _initialised(final: FinalTraining, described: Architecture, init: str | None) -> EfficientFormerV2:
-    if init is None:
-        return final.fresh(described)
+def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | EfficientFormerV2:
+    """The supernet or the network that `--init` names; `UserError` if it does not fit."""
     folder = Path(init)
-    config = files.read_json(
-        (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json", "--init"
-    )
-    if "space" in config:
+    if not folder.exists():
+        raise UserError(f"--init {init}: no such folder")
+    config_file = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
+    if config_file.is_file() and "space" in files.read_json(config_file):
         supernet, config = load_supernet(folder)
-        if config["num_classes"] != len(final.data.classes):
-            raise UserError(f"--init {init} has {config['num_classes']} classes, the data {len(final.data.classes)}")
-        return final.inherit(supernet, supernet.select(described))
+        if config["num_classes"] != num_classes:
+            raise UserError(f"--init {init} has {config['num_classes']} classes, the data {num_classes}")
+        supernet.select(described)
+        return supernet
     source, _ = checkpoint.load_model(folder)
     if source.architecture != described:
         raise UserError(f"--init {init} is of another architecture")
+    return source
+
+
+def _initialised(
+    final: FinalTraining, described: Architecture, source: Supernet | EfficientFormerV2 | None
+) -> EfficientFormerV2:
+    if source is None:
+        return final.fresh(described)
+    if isinstance(source, Supernet):
+        return final.inherit(source, source.select(described))
     model = final.fresh(described)
     state = model.state_dict()
     given = source.state_dict()
@@ -93,33 +106,56 @@ def _initialised(final: FinalTraining, described: Architecture, init: str | None
         else:
             state[name] = given[name]
     if not same_head:
-        say(f"note: the head of {init} ({source.num_classes} classes) was dropped; a new one has {model.num_classes}")
+        say(f"note: the {source.num_classes}-class head of --init was dropped; a new one has {model.num_classes}")
     model.load_state_dict(state)
     return model
 
 
 def evaluate_checkpoint(
-    path: str, architecture: str | None, source: str, runtime: str | None, seed: int, bad_images: str, workers: int
+    path: str,
+    architecture: str | None,
+    source: str,
+    runtime: str | None,
+    seed: int,
+    bad_images: str,
+    workers: int,
 ) -> dict:
     """Accuracy on the test split of a trained folder, in PyTorch, or of an exported file on its runtime."""
     target = Path(path)
-    folder = target.parent.parent if target.suffix == ".onnx" and target.parent.name == "exported" else target
-    folder = folder.parent if folder.suffix in (".onnx", ".safetensors") else folder
+    through_file = runtime is not None or target.suffix == ".onnx"
+    folder = target.parent if target.suffix in (".onnx", ".safetensors") else target
+    if folder.name == "exported":
+        folder = folder.parent
+    file = target if target.suffix == ".onnx" else folder / "exported" / "model.onnx"
+    if target.suffix == ".onnx" and not (folder / "config.json").is_file():
+        raise UserError(f"{path} is in no trained folder: its classes and image size (config.json) are not known")
     model, config = checkpoint.load_model(folder, architecture)
+    if through_file and not file.is_file():
+        raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
+    forward = run_onnx(file) if through_file else None
     size = tuple(config["data"].get("stored_size", model.resolution))
-    data: Data = open_images(source, size, seed, bad_images, workers)
+    data = open_images(source, size, seed, bad_images, workers)
     if list(data.classes) != config["classes"]:
         raise UserError(
-            f"{path} knows the classes {', '.join(config['classes'][:4])}… ({len(config['classes'])}), the data has "
-            f"{', '.join(data.classes[:4])}… ({len(data.classes)})"
+            f"{path} knows the classes {_named(config['classes'])}, but the data has {_named(data.classes)}"
         )
-    if runtime is None and target.suffix != ".onnx":
+    _warn_of_trained_images(folder, data)
+    if forward is None:
         _, test = test_result(model, data)
         return {**test, "runtime": "torch"}
-    if runtime not in (None, "onnxruntime"):
-        raise UserError(f"no runtime {runtime!r} to evaluate with; known: onnxruntime")
-    file = target if target.suffix == ".onnx" else folder / "exported" / "model.onnx"
-    if not file.is_file():
-        raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
-    outcome = evaluate(run_onnx(file), data.test, model.resolution, batch_size=1)
+    outcome = evaluate(forward, data.test, model.resolution, batch_size=1)
     return {**as_test_result(outcome), "runtime": "onnxruntime"}
+
+
+def _named(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:4]) + (f", … ({len(classes)} in all)" if len(classes) > 4 else "")
+
+
+def _warn_of_trained_images(folder: Path, data: Data) -> None:
+    """The same images split otherwise: some that are tested on were trained on."""
+    if not (folder / "config.yaml").is_file():
+        return
+    facts = read_config(folder)["facts"]
+    same = facts.get("data_fingerprint") == data.fingerprint
+    if same and facts.get("split_fingerprint") != data.split_fingerprint:
+        say("warning: this network was trained with another --seed, on some of the images it is tested on here")

@@ -128,13 +128,10 @@ def budgets(record: Record) -> str:
 def take(record: Record, page_folder: Path) -> str:
     """The files to use, with their sizes, as relative links."""
     shipped = part(record.results, "shipped", default={})
-    paths = [record.path / shipped["file"]] if isinstance(shipped.get("file"), str) else []
-    for folder in ("exported", "networks/found", ".", "front"):
-        for pattern in ("*.onnx", "*.json", "model.safetensors", "*.mlpackage", "*.tflite"):
-            if folder != "." or pattern == "model.safetensors":
-                paths += sorted((record.path / folder).glob(pattern))
-    if (record.path / "architecture.json").is_file():
-        paths.append(record.path / "architecture.json")
+    names = [shipped["file"]] if isinstance(shipped.get("file"), str) else []
+    own = ("model.safetensors", "architecture.json", "config.json")
+    names += [name for name in own if (record.path / name).is_file()]
+    paths = [record.path / name for name in names]
     items = []
     for path in dict.fromkeys(p.resolve() for p in paths):
         name = os.path.relpath(path, record.path.resolve())

@@ -1,5 +1,4 @@
-"""What a space can reach at all: the smallest values of each cost, so that an impossible budget is refused
-before anything is trained."""
+"""What a space can reach at all, so that an impossible budget is refused before anything is trained."""
 
 import itertools
 from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from pocketformer import files
@@ -17,8 +17,8 @@ from pocketformer.models import EfficientFormerV2, create_model
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:
-    with files.whole(path) as temporary:
-        torch.save(state, temporary)
+    with files.whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)  # into a file of ours: a full disk is an OSError then
 
 
 def load_last(path: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def load_last(path: Path) -> dict[str, Any]:
 def save_tensors(path: Path, module: nn.Module) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     with files.whole(path) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -73,6 +73,8 @@ def load_model(
     if not folder.is_dir():
         raise UserError(f"no such checkpoint folder: {folder}")
     config = files.read_json(folder / "config.json", "model configuration")
+    if isinstance(config, dict) and "space" in config:
+        raise UserError(f"{folder} holds a supernet, not a single network: `search` it and `train` what it finds")
     described = Architecture.load(architecture or folder / "architecture.json")
     try:
         model = create_model(

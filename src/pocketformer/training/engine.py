@@ -52,33 +52,40 @@ def train(task: Task, batches: TrainBatches, recipe: Recipe, job: Job, seed: int
     optimiser = create_optimizer_v2(task.model, "adamw", lr=0.0, weight_decay=recipe.weight_decay)
     job.folder.mkdir(parents=True, exist_ok=True)
     start = _resume(task.model, optimiser, job.folder / "last.ckpt", steps)
-    metrics = files.Lines(job.folder / "metrics.jsonl", keep=lambda line: line["step"] < start)
-    board = _tensorboard(job.folder / "tensorboard", start)
     if job.progress:
         job.progress.update(start)
     task.model.train()
-    for step in range(start, steps):
-        torch.manual_seed(hash_seed(seed, step))
-        rate = recipe.rate(step, steps, batches.steps_per_epoch, batches.batch_size)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        images, labels = batches.batch(step)
-        figures = task.backward(images, labels, step)
-        if not math.isfinite(figures["loss"]):
-            raise WorkError(f"training {job.name} stopped: the loss of step {step} is {figures['loss']}")
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        job.ledger.did(job.name, step)
-        metrics.write({"step": step, "lr": rate, **figures})
-        for name, value in figures.items():
-            board.add_scalar(name, value, step)
-        if job.progress:
-            job.progress.advance(note=f"loss {figures['loss']:.3f}")
-        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
-            state = {"model": task.model.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save_last(job.folder / "last.ckpt", {**state, "step": step + 1, "steps": steps})
-    metrics.close()
-    board.close()
+    with (
+        files.Lines(job.folder / "metrics.jsonl", keep=lambda line: line["step"] < start) as metrics,
+        _tensorboard(job.folder / "tensorboard", start) as board,
+    ):
+        for step in range(start, steps):
+            rate = recipe.rate(step, steps, batches.steps_per_epoch, batches.batch_size)
+            figures = _step(task, optimiser, batches, rate, seed, step)
+            if not math.isfinite(figures["loss"]):
+                raise WorkError(f"training {job.name} stopped: the loss of step {step} is {figures['loss']}")
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            job.ledger.did(job.name, step)
+            metrics.write({"step": step, "lr": rate, **figures})
+            for name, value in figures.items():
+                board.add_scalar(name, value, step)
+            if job.progress:
+                job.progress.advance(note=f"loss {figures['loss']:.3f}")
+            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
+                state = {"model": task.model.state_dict(), "optimiser": optimiser.state_dict()}
+                checkpoint.save_last(job.folder / "last.ckpt", {**state, "step": step + 1, "steps": steps})
+
+
+def _step(
+    task: Task, optimiser: torch.optim.Optimizer, batches: TrainBatches, rate: float, seed: int, step: int
+) -> dict[str, float]:
+    """The gradients of one step, everything random in it drawn from (seed, step)."""
+    torch.manual_seed(hash_seed(seed, step))
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    images, labels = batches.batch(step)
+    return task.backward(images, labels, step)
 
 
 def hash_seed(seed: int, step: int) -> int:

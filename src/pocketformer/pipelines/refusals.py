@@ -1,0 +1,61 @@
+"""What cannot be done is said before it is begun: tables that do not fit, budgets that no member meets."""
+
+from collections.abc import Mapping
+
+from pocketformer.architecture import SearchSpace
+from pocketformer.devices import LatencyTable
+from pocketformer.errors import UserError, WorkError
+from pocketformer.pipelines.costs import CostModel
+from pocketformer.pipelines.settings import Budget
+from pocketformer.search import Objective
+from pocketformer.search.reach import smallest_reachable, unreachable
+
+
+def amount(metric: str, value: float) -> str:
+    """A cost with its unit: "size" in parameters, "latency" in ms, "memory" in bytes."""
+    if metric == "size":
+        return f"{value:,.0f} parameters"
+    if metric == "latency":
+        return f"{value:.3g} ms" if value < 1 else f"{value:,.2f} ms"
+    return f"{value / 1e6:.3g} MB of activations"
+
+
+def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes: int) -> None:
+    """Raises `UserError` unless the table answers for every member of the space with that many classes."""
+    if table.num_classes != num_classes or not table.covers(space):
+        raise UserError(
+            f"latency table {where} is of space {table.space} with {table.num_classes} classes; "
+            f"this job needs {space.name} with {num_classes}"
+        )
+
+
+def refuse_small_budgets(
+    space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int, distilled: bool
+) -> None:
+    """Parameters and memory are known in closed form: an impossible budget is refused before anything is done."""
+    for name in budgets.keys() - {"latency"}:
+        low, high = (
+            a.parameters(num_classes, distilled) if name == "size" else a.peak_memory(num_classes=num_classes)
+            for a in (space.minimum.architecture, space.largest)
+        )
+        _refuse(space, name, budgets[name].of(high), low)
+
+
+def refuse_unreachable(space: SearchSpace, costs: CostModel, goal: Objective) -> None:
+    """Raises `WorkError` if no member meets a budget, or the smallest score, on the device of the table."""
+    for name, smallest in unreachable(space, costs, goal).items():
+        _refuse(space, name, goal.budgets[name], smallest)
+    best = smallest_reachable(space, costs)
+    if goal.min_mes is not None and goal.mes(best) < goal.min_mes:
+        raise WorkError(
+            f"no member of space {space.name} has an MES of {goal.min_mes:g} or more: the highest is {goal.mes(best):.1f}"
+        )
+
+
+def _refuse(space: SearchSpace, name: str, budget: float, smallest: float) -> None:
+    if smallest > budget:
+        where = " on this device" if name == "latency" else ""
+        raise WorkError(
+            f"no member of space {space.name} has {amount(name, budget)} or less{where}: its smallest value is "
+            f"{amount(name, smallest)}"
+        )
