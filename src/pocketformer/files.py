@@ -1,16 +1,26 @@
 """Files that are either whole or not there, and logs that survive a kill.
 
-Every file of a run is written to a temporary name in the same folder, flushed to the disk and renamed.
+Every file of a run is written to a temporary name in the same folder, flushed to the disk and renamed. What a
+kill leaves under such a name goes away when the same file is written again.
 """
 
+import glob
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pocketformer.errors import UserError
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*)?")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is a file that was never finished, or is being written now."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 @contextmanager
@@ -20,12 +30,31 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(path)
         yield temporary
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote `path`."""
+    for name in glob.glob(f".{glob.escape(path.name)}.*.tmp*", root_dir=path.parent):
+        found = _TEMPORARY.fullmatch(name)
+        if found and not _is_alive(int(found[1])):
+            (path.parent / name).unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -65,15 +94,16 @@ class Lines:
         self.path = Path(path)
         lines = self.read(self.path)
         kept = lines if keep is None else [line for line in lines if keep(line)]
-        text = "".join(self._dump(line) for line in kept)
-        if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
-            write_text(self.path, text)
+        data = self._dump(*kept)
+        if self.path.exists() and self.path.read_bytes() != data:
+            with whole(self.path) as temporary:
+                temporary.write_bytes(data)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     @staticmethod
-    def _dump(line: dict) -> str:
-        return json.dumps(line, ensure_ascii=False) + "\n"
+    def _dump(*lines: dict) -> bytes:
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
     @staticmethod
     def read(path: str | os.PathLike) -> list[dict]:
@@ -82,17 +112,19 @@ class Lines:
         if not path.exists():
             return []
         lines = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        # Bytes: what was cut may end in the middle of a character.
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
             try:
                 lines.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, UnicodeDecodeError):
                 raise UserError(f"{path}: line {number} is not JSON") from None
         return lines
 
     def write(self, *lines: dict) -> None:
         """Appends lines in one system call: a kill leaves all of them, or a cut that reading drops."""
-        self._file.write("".join(self._dump(line) for line in lines))
-        self._file.flush()
+        data = memoryview(self._dump(*lines))
+        while data:  # a disk that fills up takes a part; the rest then raises
+            data = data[self._file.write(data) :]
 
     def close(self) -> None:
         self._file.close()

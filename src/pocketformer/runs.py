@@ -45,6 +45,11 @@ class Run:
         except BlockingIOError:
             self._lock.close()
             raise UserError(f"{self.path}: another process is working in this folder") from None
+        try:
+            self._check(command, settings)  # again: another process may have been here before the lock was ours
+        except UserError:
+            self._lock.close()
+            raise
         if not (self.path / "config.yaml").exists():
             self._write({"command": command, "settings": settings, "versions": versions(), "facts": {}})
         self.ledger = Ledger(self.path / "work.jsonl")
@@ -65,7 +70,8 @@ class Run:
                         f"{self.path} holds another run ({name} was {_short(was)}, now {_short(now)}): "
                         "choose another --out, or repeat the earlier command to resume it"
                     )
-        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+        # A run killed in its first moments leaves its lock and a configuration that was never finished.
+        elif self.path.is_dir() and not all(p.name == ".lock" or files.is_temporary(p) for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def _write(self, config: dict) -> None:

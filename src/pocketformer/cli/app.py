@@ -46,8 +46,9 @@ def pocketformer(
     See it work on embedded images:  pocketformer quickstart
     Your images, your budget:        pocketformer design --data photos --max-latency 2ms --out runs/mine
 
-    `pocketformer COMMAND --help` explains each command. Exit codes: 0 success; 1 the work failed or was refused;
-    2 a mistake in what was asked; 130 interrupted. Results go to stdout, progress and notes to stderr.
+    `pocketformer COMMAND --help` explains each command. Exit codes: 0 success; 1 the work failed or was
+    refused; 2 a mistake in what was asked; 130 interrupted. Results go to stdout, progress and notes to
+    stderr.
     """
 
 

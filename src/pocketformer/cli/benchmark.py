@@ -11,7 +11,7 @@ def benchmark(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Published names, architecture.json files, folders with one, exported files.",
             show_default=False,
         ),
@@ -24,9 +24,9 @@ def benchmark(
 ) -> None:
     """Time networks side by side on this device.
 
-    All are timed in turn, round by round, beside MobileNetV2 x1.0 at the same input size; ratios to it carry to
-    other devices better than milliseconds do. Exported files are timed as they are; names and architectures with
-    random weights and 1000 classes. Writes no files.
+    All are timed in turn, round by round, beside MobileNetV2 x1.0 at the same input size; ratios to it carry
+    to other devices better than milliseconds do. Exported files are timed as they are; names and
+    architectures with random weights and 1000 classes. Writes no files.
 
     \b
     Example:

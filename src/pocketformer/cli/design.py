@@ -19,14 +19,12 @@ def _finish(outcome: dict, out: Path, as_json: bool) -> None:
         print(summary(outcome, out))
 
 
-def quickstart(
-    out: options.Out = Path("runs/quickstart"), seed: options.Seed = 0, json: options.Json = False
-) -> None:
+def quickstart(out: options.Out = Path("runs/quickstart"), seed: options.Seed = 0, json: options.Json = False) -> None:
     """See the whole chain on embedded images, in minutes.
 
-    Runs `design` on 8,000 images of Fashion-MNIST that come with the package, with a small space and half of the
-    largest subnet's latency and parameters as budgets; about 4 minutes on 2 cores. `pocketformer design --help`
-    lists the files that appear.
+    Runs `design` on 8,000 images of Fashion-MNIST that come with the package, with a small space and half of
+    the largest subnet's latency and parameters as budgets; about 4 minutes on 2 cores. `pocketformer design
+    --help` lists the files that appear.
 
     \b
     Example:
@@ -53,9 +51,7 @@ def design(
     epochs: options.Epochs = None,
     final_epochs: Annotated[
         float | None,
-        typer.Option(
-            metavar="X", callback=options.above_zero, help="Epochs of the final training. [default: 30]"
-        ),
+        typer.Option(metavar="X", callback=options.above_zero, help="Epochs of the final training. [default: 30]"),
     ] = None,
     batch_size: options.BatchSize = None,
     from_scratch: Annotated[
@@ -72,9 +68,10 @@ def design(
 ) -> None:
     """Images, a device and budgets in; a network out.
 
-    Reads the images, measures this device, trains a supernet (--epochs), searches it under the budgets (at least
-    one; all must hold), trains the found network (--final-epochs), exports and verifies it, times the file, and
-    compares it with the largest, the smallest and the best random subnet. Every stage resumes where it was cut.
+    Reads the images, measures this device, trains a supernet (--epochs), searches it under the budgets (at
+    least one; all must hold), trains the found network (--final-epochs), exports and verifies it, times the
+    file, and compares it with the largest, the smallest and the best random subnet. Every stage resumes where
+    it was cut.
 
     \b
     Files in FOLDER:

@@ -29,9 +29,9 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the test split.
 
-    In PyTorch, or through an exported file (exported/model.onnx of the folder, unless PATH is a file). The test
-    split is val/ of the data; without val/, give the --seed of the training, so that the same tenth is set aside.
-    Writes no files.
+    In PyTorch, or through an exported file (exported/model.onnx of the folder, unless PATH is a file). The
+    test split is val/ of the data; without val/, give the --seed of the training, so that the same tenth is
+    set aside. Writes no files.
 
     \b
     Examples:

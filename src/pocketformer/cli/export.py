@@ -22,9 +22,9 @@ def export(
 ) -> None:
     """Write a trained network as a file for deployment.
 
-    The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and then
-    normalised by `mean` and `std` of the folder's config.json; output `logits`. The file is run on real images
-    and compared with PyTorch first: on a mismatch nothing is written (exit code 1).
+    The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and
+    then normalised by `mean` and `std` of the folder's config.json; output `logits`. The file is run on real
+    images and compared with PyTorch first: on a mismatch nothing is written (exit code 1).
 
     \b
     Example:

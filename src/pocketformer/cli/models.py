@@ -6,8 +6,8 @@ from pocketformer.cli import options
 def models(json: options.Json = False) -> None:
     """List the published networks and the search spaces.
 
-    Parameters are all trainable ones, with both heads and 1000 classes; MACs count convolutions, linears and the
-    two attention products at the native input size. --json adds every block. Writes no files.
+    Parameters are all trainable ones, with both heads and 1000 classes; MACs count convolutions, linears and
+    the two attention products at the native input size. --json adds every block. Writes no files.
     """
     from pocketformer.architecture import NAMES, SPACES, Architecture, SearchSpace
     from pocketformer.cli.summary import aligned

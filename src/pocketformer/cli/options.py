@@ -61,16 +61,12 @@ Space = Annotated[
 ]
 Runtime = Annotated[
     str,
-    typer.Option(
-        metavar="NAME", callback=check_runtime, help="The runtime to measure on and deploy to: onnxruntime."
-    ),
+    typer.Option(metavar="NAME", callback=check_runtime, help="The runtime to measure on and deploy to: onnxruntime."),
 ]
 Seed = Annotated[
     int, typer.Option(metavar="N", min=0, help="Seed of splits, order, augmentation, subnets and weights.")
 ]
-Threads = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Processor threads of a network while it is timed.")
-]
+Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Processor threads of a network while it is timed.")]
 Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per call while a network is timed.")]
 Workers = Annotated[int, typer.Option(metavar="N", min=0, help="Threads that decode images.")]
 BadImages = Annotated[
@@ -94,8 +90,7 @@ MaxMemory = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Budget on peak activation memory (batch 1, float32): 4MB, 500kB, 4 (MB), or 50% of the largest "
-        "subnet's.",
+        help="Budget on peak activation memory (batch 1, float32): 4MB, 500kB, 4 (MB), or 50% of the largest subnet's.",
     ),
 ]
 MinMes = Annotated[
@@ -130,9 +125,7 @@ ArchitectureFile = Annotated[
 ]
 
 
-def budgets(
-    latency: str | None, parameters: str | None, memory: str | None, min_mes: float | None
-) -> dict[str, Any]:
+def budgets(latency: str | None, parameters: str | None, memory: str | None, min_mes: float | None) -> dict[str, Any]:
     """{metric: Budget} of those given; `UserError` if there is none, nor a smallest score."""
     from pocketformer.pipelines.settings import parse_budget
 

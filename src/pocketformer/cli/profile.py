@@ -24,18 +24,16 @@ def profile(
     threads: options.Threads = 1,
     batch: options.Batch = 1,
     rounds: Annotated[int, typer.Option(metavar="N", min=2, help="Samples of each candidate.")] = 30,
-    networks: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Whole networks that correct the table.")
-    ] = 24,
+    networks: Annotated[int, typer.Option(metavar="N", min=1, help="Whole networks that correct the table.")] = 24,
     checks: Annotated[int, typer.Option(metavar="N", min=0, help="Further networks that check it.")] = 8,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Measure this device: the latency table of a space.
 
-    What every block of the space costs, on the graph as it is deployed. Blocks are timed in chains, corrected by
-    whole random networks, and checked on networks that were not used; the error is printed and kept in the table.
-    Interrupted, the same command goes on where it was (in .FILE.work beside FILE, removed at the end).
+    What every block of the space costs, on the graph as it is deployed. Blocks are timed in chains, corrected
+    by whole random networks, and checked on networks that were not used; the error is printed and kept in the
+    table. Interrupted, the same command goes on where it was (in .FILE.work beside FILE, removed at the end).
 
     \b
     Example:

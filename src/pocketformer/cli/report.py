@@ -12,7 +12,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Folders of `design`, `search`, `supernet` or `train`.", show_default=False
+            metavar="RUN", help="Folders of `design`, `search`, `supernet` or `train`.", show_default=False
         ),
     ],
     out: Annotated[

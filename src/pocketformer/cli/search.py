@@ -12,9 +12,7 @@ def search(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the search; the same command resumes it.")
     ] = None,
-    supernet: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A folder of `supernet` or `design`.")
-    ] = None,
+    supernet: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A folder of `supernet` or `design`.")] = None,
     latency: Annotated[
         Path | None,
         typer.Option(
@@ -31,9 +29,7 @@ def search(
     min_mes: options.MinMes = None,
     method: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", callback=options.one_of(lambda: ("joint",)), help="The search method: joint."
-        ),
+        typer.Option(metavar="NAME", callback=options.one_of(lambda: ("joint",)), help="The search method: joint."),
     ] = "joint",
     calibration: Annotated[
         int,
@@ -47,9 +43,10 @@ def search(
 ) -> None:
     """Search a trained supernet under budgets.
 
-    The fine-grained joint search on size and speed (Algorithm 1 of EfficientFormerV2). Give --supernet, --latency,
-    --out and at least one budget; all budgets given must hold. Writes architecture.json (the network found, for
-    `train`), search.jsonl (every action that was evaluated) and front/ (the architecture after each step).
+    The fine-grained joint search on size and speed (Algorithm 1 of EfficientFormerV2). Give --supernet,
+    --latency, --out and at least one budget; all budgets given must hold. Writes architecture.json (the
+    network found, for `train`), search.jsonl (every action that was evaluated) and front/ (the architecture
+    after each step).
 
     With --pick nothing is searched: the most accurate state of a finished search that meets the budgets is
     printed, with the path of its architecture.

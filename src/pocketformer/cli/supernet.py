@@ -15,9 +15,7 @@ def supernet(
     batch_size: options.BatchSize = None,
     plain: Annotated[
         bool,
-        typer.Option(
-            "--plain", help="All subnets learn from the labels, as in the paper; no in-place distillation."
-        ),
+        typer.Option("--plain", help="All subnets learn from the labels, as in the paper; no in-place distillation."),
     ] = False,
     drop_path: options.DropPath = 0.0,
     seed: options.Seed = 0,

@@ -29,9 +29,7 @@ def train(
     batch_size: options.BatchSize = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(
-            metavar="X", callback=options.above_zero, help="Peak rate for a batch of 1024. [default: 0.02]"
-        ),
+        typer.Option(metavar="X", callback=options.above_zero, help="Peak rate for a batch of 1024. [default: 0.02]"),
     ] = None,
     drop_path: options.DropPath = 0.0,
     seed: options.Seed = 0,

@@ -177,24 +177,31 @@ def _ship(
     next one's turn comes."""
     settings = chain.settings
     images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
+
+    def holds(candidate: Candidate, latency: dict) -> bool:
+        return goal.met({**candidate.costs, "latency": latency["latency"]})
+
     for candidate in candidates:
-        name = f"found_step{candidate.point.step}"
+        step = candidate.point.step
+        name = f"found_step{step}"
         folder = chain.path / "networks" / name
-        model = _trained(chain, supernet, final, candidate.point.selection, folder, "found")
+        model = _trained(chain, supernet, final, candidate.point.selection, folder, f"found (step {step})")
         record, target = folder / "export.json", chain.path / "exported" / "model.onnx"
         if not record.exists():
             with stage("export, verify and time the file"):
                 report = export(model, target, images)
                 latency = time_networks({name: target}, settings.space, table, settings.runtime, settings.profile)
+            # Before the record: once that is there, a file that lies here belongs to a later candidate.
+            if not holds(candidate, latency[name]):
+                target.unlink()
             files.write_json(record, {"report": report.to_dict(), "latency": latency[name]})
         exported = files.read_json(record)
-        if goal.met({**candidate.costs, "latency": exported["latency"]["latency"]}):
+        if holds(candidate, exported["latency"]):
             for file in ("model.safetensors", "config.json", "architecture.json"):
                 with files.whole(chain.path / file) as temporary:
                     shutil.copyfile(folder / file, temporary)
             return candidate, exported
-        say(f"the file of step {candidate.point.step} is over budget when timed again; taking the next candidate")
-        target.unlink(missing_ok=True)
+        say(f"the file of step {step} is over budget when timed again; taking the next candidate")
     raise WorkError("no candidate's exported file holds all budgets as measured")
 
 

@@ -5,10 +5,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from pocketformer import files
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.devices import LatencyTable
 from pocketformer.devices.candidates import write_network
-from pocketformer.devices.profile import profile, write_reference
+from pocketformer.devices.profile import JOURNAL, profile, write_reference
 from pocketformer.devices.runtimes import runtime
 from pocketformer.devices.whole import measure_whole
 from pocketformer.errors import UserError
@@ -29,11 +30,15 @@ def profile_space(
     ledger: Ledger | None = None,
 ) -> LatencyTable:
     """Measures the table of a space, or goes on with a measurement that was cut short in `work`."""
+    journal = files.Lines.read(work / JOURNAL)
     with stage(f"profile {runtime_name}") as progress:
 
         def report(done: int, total: int, what: str) -> None:
+            nonlocal journal
             progress.update(done, what, total)
-            if ledger:
+            # Groups that an earlier process measured are reported too; only work of this one changes the journal.
+            before, journal = journal, files.Lines.read(work / JOURNAL)
+            if ledger and journal != before:
                 ledger.did("profile", done)
 
         table = profile(

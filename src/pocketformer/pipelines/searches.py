@@ -1,5 +1,6 @@
 """`search` on its own: a trained supernet, a latency table and budgets in; a trajectory and its choice out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pocketformer import files
@@ -12,7 +13,7 @@ from pocketformer.pipelines.searching import Trajectory, evaluator
 from pocketformer.pipelines.refusals import amount, check_table, refuse_unreachable
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import load_supernet
-from pocketformer.progress import stage
+from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
 from pocketformer.search import Objective
 from pocketformer.search.trajectory import Point, points
@@ -56,7 +57,10 @@ def search(
             status = trajectory.slim()
             trajectory.regrow()
             trajectory.close()
-        states = trajectory.points()
+            states = trajectory.points()
+            if len(states) == 1:
+                say("note: the largest subnet already holds all budgets: there was nothing to search")
+                states = [replace(states[0], score=evaluate(supernet.space.whole, [supernet.space.whole])[0])]
         for point in states:
             point.selection.architecture.save(run.path / "front" / f"step_{point.step:03d}.json")
         if not goal.met(states[-1].costs):
@@ -75,6 +79,8 @@ def pick(folder: Path, limits: dict[str, Budget], min_mes: float | None) -> dict
     described = config["facts"].get("space") or config["settings"].get("space")
     space = SearchSpace.from_dict(described, str(folder))
     states = [p for p in points(space, lines) if p.score.accuracy == p.score.accuracy]
+    if not states:
+        raise WorkError(f"the search in {folder} made no step: its largest subnet already held the budgets")
     start = lines[0]
     largest = states[0].costs
     budgets = {name: b.of(largest[name]) for name, b in limits.items()}

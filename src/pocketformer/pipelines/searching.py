@@ -130,22 +130,23 @@ class Trajectory:
 
 
 @contextmanager
-def evaluator(
-    supernet: Supernet, data: Data, seed: int, calibration: int = 128, batch_size: int = 1024
-) -> Iterator[PrefixEvaluator]:
+def evaluator(supernet: Supernet, data: Data, seed: int, calibration: int = 128) -> Iterator[PrefixEvaluator]:
     """Scores subnets on the search split. Each batch begins with the same `calibration` images of fit, from
     which every norm takes its statistics: in the middle of a search a subnet has been trained rarely or never,
     and its switches' running statistics belong to others. 0: the switches' own statistics, as in the paper.
     """
     size = supernet.space.resolution
-    supernet.eval()
+    # About the same memory whatever the image size, but never so few that calibrating dominates.
+    batch_size = max(256, min(1024, 1024 * 32 * 32 // (size[0] * size[1])))
     unlabelled = TrainBatches(data.fit, max(calibration, 1), size, None, seed).batch(0)[0][:calibration]
-    stored = [
-        (torch.cat([unlabelled, images]).contiguous(memory_format=torch.channels_last), labels)
-        for images, labels in eval_batches(data.search, batch_size, size)
-    ]
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, labels in eval_batches(data.search, batch_size, size):
+            yield torch.cat([unlabelled, images]).contiguous(memory_format=torch.channels_last), labels
+
+    supernet.eval()
     with supernet.calibrated(len(unlabelled)):
-        yield PrefixEvaluator(supernet.run, lambda: stored, len(unlabelled))
+        yield PrefixEvaluator(supernet.run, batches, len(unlabelled))
 
 
 def _first(count: int) -> Callable[[dict], bool]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.deploy.onnx import run_onnx
@@ -132,7 +134,7 @@ def evaluate_checkpoint(
     model, config = checkpoint.load_model(folder, architecture)
     if through_file and not file.is_file():
         raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
-    forward = run_onnx(file) if through_file else None
+    run = run_onnx(file) if through_file else None
     size = tuple(config["data"].get("stored_size", model.resolution))
     data = open_images(source, size, seed, bad_images, workers)
     if list(data.classes) != config["classes"]:
@@ -140,10 +142,10 @@ def evaluate_checkpoint(
             f"{path} knows the classes {_named(config['classes'])}, but the data has {_named(data.classes)}"
         )
     _warn_of_trained_images(folder, data)
-    if forward is None:
+    if run is None:
         _, test = test_result(model, data)
         return {**test, "runtime": "torch"}
-    outcome = evaluate(forward, data.test, model.resolution, batch_size=1)
+    outcome = evaluate(lambda x: torch.from_numpy(run(x.numpy())), data.test, model.resolution, batch_size=1)
     return {**as_test_result(outcome), "runtime": "onnxruntime"}
 
 

@@ -3,7 +3,7 @@
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -16,16 +16,38 @@ from pocketformer.errors import UserError
 from pocketformer.models import EfficientFormerV2, create_model
 
 
+class _Sink:
+    """A file that remembers why it could not be written: torch hides a full disk in a `RuntimeError` of its own."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 def save_last(path: Path, state: dict[str, Any]) -> None:
     with files.whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save(state, file)  # into a file of ours: a full disk is an OSError then
+        sink = _Sink(file)
+        try:
+            torch.save(state, sink)
+        except RuntimeError:
+            if sink.error is None:
+                raise
+            raise sink.error from None
 
 
 def load_last(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
+    with open(path, "rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):  # whose texts advise to load it unsafely
+            raise UserError(f"checkpoint {path} is damaged; delete it to begin this training anew") from None
 
 
 def save_tensors(path: Path, module: nn.Module) -> None:
@@ -73,8 +95,13 @@ def load_model(
     if not folder.is_dir():
         raise UserError(f"no such checkpoint folder: {folder}")
     config = files.read_json(folder / "config.json", "model configuration")
-    if isinstance(config, dict) and "space" in config:
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is not a model configuration")
+    if "space" in config:
         raise UserError(f"{folder} holds a supernet, not a single network: `search` it and `train` what it finds")
+    missing = [name for name in ("classes", "data", "resolution") if name not in config]
+    if missing:
+        raise UserError(f"{folder / 'config.json'} is not a model configuration (no {missing[0]!r})")
     described = Architecture.load(architecture or folder / "architecture.json")
     try:
         model = create_model(

@@ -87,7 +87,7 @@ def survey(source: str | os.PathLike, *, looks: int = 200) -> Survey:
 
 
 def open_data(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Found,
     *,
     size: tuple[int, int],
     seed: int = 0,
@@ -100,7 +100,7 @@ def open_data(
 
     Args:
         source: "embedded", a folder (train/ and val/, or classes directly; one sub-folder per class), or a
-            data set name of timm's `create_dataset` (torch/…, hfds/…, wds/…).
+            data set name of timm's `create_dataset` (torch/…, hfds/…, wds/…); or what `find` found there.
         size: stored size; images are resized to cover it and centre-cropped.
         seed: of the splits.
         cache: folder for the decoded images, which are then memory-mapped and not decoded again.
@@ -116,7 +116,7 @@ def open_data(
         raise UserError(f"--bad-images is {bad_images!r}; it must be refuse or skip")
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"stored size is {size}; it must be two positive numbers of pixels (height, width)")
-    found = find(source)
+    found = source if isinstance(source, Found) else find(source)
     decoded = decode_all(
         found, tuple(size), cache=cache, accept_bad=bad_images == "skip", workers=workers, progress=progress
     )

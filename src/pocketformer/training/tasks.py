@@ -1,5 +1,8 @@
 """What one training step computes: a single network, with or without a teacher, or the sandwich of a supernet."""
 
+import difflib
+import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 
 from pocketformer.errors import UserError
 from pocketformer.models import EfficientFormerV2
+from pocketformer.progress import stage
 from pocketformer.supernet import Supernet
 from pocketformer.supernet.sampling import Sandwich
 
@@ -79,18 +83,46 @@ class SandwichTask:
 
 
 def load_teacher(text: str, num_classes: int) -> nn.Module:
-    """A teacher from `NAME` (timm's pretrained weights) or `NAME=FILE`; frozen, in eval mode."""
+    """A teacher from `NAME` (timm's pretrained weights) or `NAME=FILE`; frozen, in eval mode.
+
+    Raises `UserError` unless it is there and answers for exactly the data's classes.
+    """
     import timm
 
     name, _, file = text.partition("=")
     if not timm.is_model(name):
-        raise UserError(f"teacher {name!r} is not a timm model")
-    if file and not Path(file).is_file():
-        raise UserError(f"teacher weights not found: {file}")
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UserError(f"teacher {name!r} is not a timm model{hint}")
+    if file:
+        if not Path(file).is_file():
+            raise UserError(f"teacher weights not found: {file}")
+    else:
+        published = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if published is None or not published.has_weights:
+            raise UserError(f"teacher {name}: timm has no weights of it; give {name}=FILE")
+        if published.num_classes != num_classes:  # timm would give it a new head, which knows nothing
+            raise UserError(
+                f"teacher {name}: knows {published.num_classes} classes, the data has {num_classes}; give weights "
+                f"trained on them as {name}=FILE"
+            )
     try:
-        teacher = timm.create_model(name, num_classes=num_classes, pretrained=not file)
+        with stage("load the teacher"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line for each attempt
+            teacher = timm.create_model(name, num_classes=num_classes, pretrained=not file)
+            if file:
+                timm.models.load_checkpoint(teacher, file, weights_only=True)
+    except Exception as error:  # whatever a library raises, the user sees one line
         if file:
-            timm.models.load_checkpoint(teacher, file, weights_only=True)
-    except Exception as error:
-        raise UserError(f"teacher {text}: {str(error).splitlines()[0]}") from None
+            reason = f"{file} holds no weights of {name} with {num_classes} classes"
+        else:
+            reason = "its weights cannot be had"
+        raise UserError(f"teacher {name}: {reason} ({_reason(error)})") from None
     return teacher.eval().requires_grad_(False)
+
+
+def _reason(error: Exception) -> str:
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+    return said if len(said) <= 160 else said[:157] + "..."

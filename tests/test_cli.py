@@ -1,0 +1,465 @@
+"""The command line: results on stdout, mistakes told in one line, nothing half-written (contract 3)."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pocketformer.architecture import SearchSpace
+from pocketformer.cli.main import main
+from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
+
+torch.set_num_threads(1)
+
+CLASSES = ("dark", "grey", "light")
+SPACE = """\
+name: tiny
+design: {resolution: 16, stem_strides: [2, 1], stage_strides: [2, 1, 1], attention_strides: [1, 1, 1, 1],
+  heads: 2, key_dim: 4, value_dim: 4, downsampling_heads: 2, downsampling_key_dim: 4, downsampling_value_dim: 4}
+expansions: [1, 2]
+stages:
+  - {depth: 1, widths: [4, 8]}
+  - {depth: 1, widths: [8]}
+  - {depth: 1, widths: [8, 12], attention: true}
+  - {depth: 1, widths: [12, 16], attention: true}
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+    def fails(self, code: int, *words: str, alone: bool = True) -> "Answer":
+        """Failed with this code and one line of error that holds the words; `alone`: nothing else was said."""
+        assert self.code == code, self
+        errors = [line for line in self.lines if line.startswith("pocketformer: ")]
+        assert errors == self.lines[-1:], self.err
+        assert len(self.lines) == 1 or not alone, self.err
+        assert self.out == ""
+        for word in words:
+            assert word in errors[0], errors[0]
+        return self
+
+    def json(self) -> dict:
+        """The one JSON object that stdout holds."""
+        assert self.code == 0, self.err
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        assert self.out.count("\n") == 1
+        return value
+
+
+@pytest.fixture
+def cli(capfd):
+    def call(*arguments: object) -> Answer:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        said = capfd.readouterr()
+        return Answer(stop.value.code, said.out, said.err)
+
+    return call
+
+
+def write_images(folder: Path, count: int, classes=CLASSES, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = (rng.normal(60 + 70 * label, 30, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+def write_table(path: Path, space: SearchSpace, classes: int, **changes) -> Path:
+    """A table made up from the blocks' multiply-accumulates."""
+    entries = {key: Entry(1e-4 + block.macs() / 1e7) for key, block in space_blocks(space, classes).items()}
+    largest = sum(entries[b.key()].latency for b in space.largest.blocks(None, classes, distilled=False))
+    table = LatencyTable(entries, 1e-3, 0.2, Reference("largest", largest + 1e-3), space.name, classes, space.resolution)
+    values = table.to_dict()
+    path.write_text(json.dumps({**values, **changes}))
+    return path
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Images, a space, a table, a trained supernet and a trained network that tests read and do not change."""
+
+    path: Path
+
+    def __getattr__(self, name: str) -> Path:
+        return self.path / {"space": "tiny.yaml", "table": "table.json"}.get(name, name)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Workshop:
+    found = Workshop(tmp_path_factory.mktemp("cli"))
+    found.space.write_text(SPACE)
+    write_images(found.data / "train", 20)
+    write_images(found.data / "val", 4, seed=1)
+    space = SearchSpace.load(found.space)
+    write_table(found.table, space, 3)
+    space.smallest.save(found.path / "small.json")
+    common = ["--data", str(found.data), "--epochs", "1", "--batch-size", "8"]
+    for command in (
+        ["supernet", "--space", str(found.space), *common, "--out", str(found.supernet)],
+        ["train", "--architecture", str(found.path / "small.json"), *common, "--out", str(found.network)],
+        ["export", "--checkpoint", str(found.network), "--data", str(found.data)]
+        + ["--out", str(found.network / "exported" / "model.onnx")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 0
+    return found
+
+
+# --- Help, version, usage ---
+
+COMMANDS = (
+    "quickstart design models profile supernet search train evaluate export benchmark report".split()
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_fits_a_terminal(cli, command):
+    answer = cli(command, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert "Example" in answer.out or command == "models"
+    assert f"pocketformer {command}" in answer.out
+    assert "Writes" in answer.out or "write" in answer.out.lower() or "FOLDER" in answer.out
+    assert all(len(line) <= 100 and "╭" not in line for line in answer.out.splitlines())
+
+
+def test_overview_and_version(cli):
+    overview = cli()
+    assert overview == cli("--help")
+    assert all(command in overview.out for command in COMMANDS)
+    assert "..." not in overview.out.split("Commands:")[1]  # no summary is cut
+    assert cli("--version").out.startswith("pocketformer ")
+
+
+def test_overview_imports_nothing_heavy():
+    code = "import sys; from pocketformer.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+DESIGN = ["design", "--data", "{data}", "--space", "{space}", "--out", "{new}"]
+BUDGET = [*DESIGN, "--max-parameters", "50%"]
+SEARCH = ["search", "--supernet", "{supernet}", "--latency", "{table}", "--out", "{new}"]
+TRAIN = ["train", "--architecture", "{small}", "--data", "{data}", "--epochs", "1", "--out", "{new}"]
+EVALUATE = ["evaluate", "--checkpoint", "{network}", "--data", "{data}"]
+EXPORT = ["export", "--checkpoint", "{network}", "--data", "{data}", "--out", "{new}"]
+
+MISTAKES = {
+    # usage
+    "unknown command": (["desing"], "desing", "design", "--help"),
+    "unknown option": ([*BUDGET, "--max-latancy", "1ms"], "--max-latancy", "--max-latency", "design --help"),
+    "missing option": (["design", "--data", "{data}"], "--out", "design --help"),
+    "missing argument": (["benchmark"], "MODEL", "benchmark --help"),
+    "value missing": ([*DESIGN, "--max-latency"], "--max-latency"),
+    "no number": ([*BUDGET, "--threads", "two"], "--threads"),
+    "no epochs": ([*BUDGET, "--epochs", "0"], "--epochs", "above zero"),
+    "endless epochs": ([*BUDGET, "--final-epochs", "inf"], "--final-epochs", "above zero"),
+    "epochs nan": ([*TRAIN, "--epochs", "nan"], "--epochs", "above zero"),
+    "negative batch": ([*BUDGET, "--batch-size", "-3"], "--batch-size"),
+    "no batch": ([*TRAIN, "--batch-size", "0"], "--batch-size"),
+    "negative seed": ([*BUDGET, "--seed", "-1"], "--seed"),
+    "bad-images": ([*BUDGET, "--bad-images", "eat"], "--bad-images", "refuse, skip"),
+    "negative rate": ([*TRAIN, "--learning-rate", "-1"], "--learning-rate"),
+    "unknown method": ([*SEARCH, "--max-latency", "50%", "--method", "luck"], "luck", "joint"),
+    "unknown format": ([*EXPORT, "--format", "pdf"], "pdf", "onnx"),
+    "pick and search": ([*SEARCH, "--pick", "{network}", "--max-latency", "1"], "--pick"),
+    "search of nothing": (["search", "--max-latency", "1ms"], "--supernet"),
+    # budgets
+    "no budget": (DESIGN, "--max-latency", "--max-parameters"),
+    "no search budget": (SEARCH, "--max-latency"),
+    "zero": ([*DESIGN, "--max-latency", "0ms"], "--max-latency", "above zero"),
+    "negative": ([*DESIGN, "--max-parameters", "-3M"], "--max-parameters", "above zero"),
+    "not a number": ([*DESIGN, "--max-latency", "fast"], "--max-latency", "fast", "0.9ms"),
+    "apples": ([*DESIGN, "--max-parameters", "3 apples"], "3 apples", "3.5M"),
+    "wrong unit": ([*DESIGN, "--max-memory", "3ms"], "--max-memory", "4MB"),
+    "nan": ([*DESIGN, "--max-latency", "nan"], "--max-latency"),
+    "inf": ([*DESIGN, "--max-memory", "inf"], "--max-memory"),
+    "too large": ([*DESIGN, "--max-latency", "1e999"], "--max-latency"),
+    "empty": ([*DESIGN, "--max-latency", ""], "--max-latency"),
+    "mes": ([*DESIGN, "--min-mes", "-1"], "--min-mes", "above zero"),
+    "mes nan": ([*DESIGN, "--min-mes", "nan"], "--min-mes"),
+    # names
+    "unknown runtime": ([*BUDGET, "--runtime", "abacus"], "abacus", "onnxruntime"),
+    "evaluate: runtime": ([*EVALUATE, "--runtime", "abacus"], "abacus", "onnxruntime"),
+    "unknown space": ([*BUDGET, "--space", "pocket23"], "pocket23", "pocket28"),
+    "space missing": ([*BUDGET, "--space", "none.yaml"], "none.yaml"),
+    "unknown model": ([*TRAIN, "--architecture", "efficientformerv2_s9"], "efficientformerv2_s9", "efficientformerv2_s2"),
+    "architecture missing": ([*TRAIN, "--architecture", "none.json"], "none.json", "not found"),
+    "benchmark: unknown model": (["benchmark", "efficientformerv2_x"], "efficientformerv2_x", "efficientformerv2_"),
+    "benchmark: no file": (["benchmark", "none.onnx"], "none.onnx"),
+    "benchmark: no model": (["benchmark", "{bad_onnx}"], "bad.onnx"),
+    "unknown teacher": ([*TRAIN, "--teacher", "regnety_16"], "regnety_16", "regnety_160"),
+    "teacher's file": ([*TRAIN, "--teacher", "resnet18=none.pth"], "none.pth", "not found"),
+    "teacher of other classes": ([*TRAIN, "--teacher", "resnet18"], "1000", "3"),
+    # data
+    "no folder": ([*BUDGET, "--data", "nowhere"], "nowhere", "no such folder"),
+    "no data set": ([*BUDGET, "--data", "torch/cifar11"], "torch/cifar11"),
+    "one class": ([*BUDGET, "--data", "{one_class}"], "only one class"),
+    "empty class": ([*BUDGET, "--data", "{empty_class}"], "without images", "light"),
+    "a file": ([*BUDGET, "--data", "{table}"], "is a file"),
+    "flat folder": ([*BUDGET, "--data", "{data}/train/dark"], "no class folders"),
+    # output
+    "out is a file": ([*TRAIN, "--out", "{table}"], "is a file"),
+    "out under a file": ([*TRAIN, "--out", "{table}/run"], "table.json"),
+    "out is not empty": ([*TRAIN, "--out", "{data}"], "not empty", "--out"),
+    "out is another command's": ([*TRAIN, "--out", "{supernet}"], "'supernet'", "'train'"),
+    "out is another run": ([*TRAIN, "--out", "{network}", "--epochs", "7"], "another run", "recipe"),
+    "export to a folder": ([*EXPORT, "--out", "{data}"], "is a folder"),
+    "profile to a folder": (["profile", "--space", "{space}", "--out", "{data}"], "is a folder"),
+    # latency tables
+    "table missing": ([*BUDGET, "--latency", "none.json"], "none.json", "not found"),
+    "table of other classes": ([*BUDGET, "--latency", "{ten_classes}"], "10", "3"),
+    "table of another space": ([*SEARCH, "--latency", "{other_space}", "--max-latency", "50%"], "pocket28", "tiny"),
+    "negative time": ([*BUDGET, "--latency", "{negative}"], "negative"),
+    "missing time": ([*BUDGET, "--latency", "{no_time}"], "latency"),
+    "missing entries": ([*BUDGET, "--latency", "{no_entries}"], "entries"),
+    "table is no JSON": ([*SEARCH, "--latency", "{space}", "--max-latency", "50%"], "not valid JSON"),
+    "table is other JSON": ([*BUDGET, "--latency", "{small}"], "not a latency table"),
+    # checkpoints
+    "checkpoint missing": (["evaluate", "--checkpoint", "nowhere", "--data", "{data}"], "nowhere"),
+    "no trained run": (["evaluate", "--checkpoint", "{data}", "--data", "{data}"], "config.json"),
+    "a supernet": (["evaluate", "--checkpoint", "{supernet}", "--data", "{data}"], "supernet"),
+    "damaged weights": (["evaluate", "--checkpoint", "{damaged}", "--data", "{data}"], "model.safetensors"),
+    "empty weights": (["evaluate", "--checkpoint", "{emptied}", "--data", "{data}"], "model.safetensors"),
+    "a pickle": (["evaluate", "--checkpoint", "{pickled}", "--data", "{data}"], "model.safetensors"),
+    "damaged config": (["export", "--checkpoint", "{misconfigured}", "--data", "{data}", "--out", "{new}"], "config.json"),
+    "another architecture": ([*EVALUATE, "--architecture", "{large}"], "do not fit", "differ"),
+    "search without supernet": ([*SEARCH, "--supernet", "{network}", "--max-latency", "50%"], "not a supernet"),
+    "supernet missing": ([*SEARCH, "--supernet", "nowhere", "--max-latency", "50%"], "nowhere"),
+    "damaged supernet": ([*SEARCH, "--supernet", "{damaged_net}", "--max-latency", "50%"], "model.safetensors"),
+    "init missing": ([*TRAIN, "--init", "nowhere"], "--init", "nowhere"),
+    "init of another": ([*TRAIN, "--architecture", "{large}", "--init", "{network}"], "another architecture"),
+    "init not a member": ([*TRAIN, "--architecture", "{alien}", "--init", "{supernet}"], "tiny"),
+    "no exported file": ([*EVALUATE, "--checkpoint", "{network}/exported/none.onnx"], "none.onnx"),
+    "other classes": ([*EVALUATE, "--data", "{other_names}"], "dark", "black"),
+    "pick without run": (["search", "--pick", "nowhere", "--max-latency", "50%"], "nowhere"),
+    "report of nothing": (["report", "{data}"], "not a run"),
+    "report of nowhere": (["report", "nowhere"], "nowhere"),
+    # spaces
+    "broken YAML": ([*BUDGET, "--space", "{broken}"], "not valid YAML"),
+    "unknown key": ([*BUDGET, "--space", "{unknown_key}"], "depths"),
+    "unknown switch": ([*BUDGET, "--space", "{unknown_switch}"], "resolutoin"),
+    "attention too small": ([*BUDGET, "--space", "{small_grid}"], "too small"),
+    "smallest no member": ([*BUDGET, "--space", "{stranger}"], "stage 1"),
+    "no stages": ([*BUDGET, "--space", "{no_stages}"], "stages"),
+    "space is a folder": ([*BUDGET, "--space", "{folder}"], "folder.yaml"),
+}  # fmt: skip
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, (str(Path(tempfile.gettempdir()) / f"executed-{os.getpid()}"),)
+
+
+@pytest.fixture(scope="module")
+def faults(shop) -> dict[str, Path]:
+    """Everything that the table of mistakes names."""
+    root = shop.path / "faults"
+    root.mkdir()
+    space = SearchSpace.load(shop.space)
+    found = {name: getattr(shop, name) for name in ("data", "space", "table", "supernet", "network")}
+    found["small"], found["large"] = shop.path / "small.json", root / "large.json"
+    space.largest.save(found["large"])
+    found["alien"] = root / "alien.json"
+    SearchSpace.named("pocket28").smallest.save(found["alien"])
+    found["bad_onnx"] = root / "bad.onnx"
+    found["bad_onnx"].write_bytes(b"no model")
+    found["one_class"] = write_images(root / "one", 3, CLASSES[:1])
+    found["empty_class"] = write_images(root / "empty", 3, CLASSES[:2])
+    (root / "empty" / "light").mkdir()
+    found["other_names"] = write_images(root / "names", 12, ("black", "white"))
+
+    found["ten_classes"] = write_table(root / "ten.json", space, 10)
+    found["other_space"] = write_table(root / "other.json", SearchSpace.named("pocket28"), 3)
+    entries = json.loads(shop.table.read_text())["entries"]
+    first = next(iter(entries))
+    found["negative"] = write_table(root / "neg.json", space, 3, entries={**entries, first: {"latency": -1.0}})
+    found["no_time"] = write_table(root / "time.json", space, 3, entries={**entries, first: {"spread": 1.0}})
+    found["no_entries"] = write_table(root / "none.json", space, 3, entries={})
+
+    for name, source, file, content in (
+        ("damaged", "network", "model.safetensors", bytes(range(256)) * 20),
+        ("emptied", "network", "model.safetensors", b""),
+        ("pickled", "network", "model.safetensors", pickle.dumps(Payload())),
+        ("misconfigured", "network", "config.json", b'{"num_classes": 3}'),
+        ("damaged_net", "supernet", "model.safetensors", bytes(range(256)) * 20),
+    ):
+        found[name] = shutil.copytree(found[source], root / name)
+        (found[name] / file).write_bytes(content)
+
+    stranger = "smallest: [{width: 5, blocks: [ffn1]}, {width: 8, blocks: [ffn1]}, "
+    stranger += "{width: 8, blocks: [ffn1]}, {width: 12, blocks: [ffn1]}]\n"
+    for name, text in {
+        "broken": "stages: [",
+        "unknown_key": SPACE.replace("depth: 1", "depths: 1"),
+        "unknown_switch": SPACE.replace("resolution", "resolutoin"),
+        "small_grid": SPACE.replace("resolution: 16", "resolution: 4"),
+        "stranger": SPACE + stranger,
+        "no_stages": "name: tiny\n",
+    }.items():
+        found[name] = root / f"{name}.yaml"
+        found[name].write_text(text)
+    found["folder"] = root / "folder.yaml"
+    found["folder"].mkdir()
+    return found
+
+
+def fill(arguments: list[str], faults: dict[str, Path], new: Path) -> list[str]:
+    return [argument.format(new=new, **faults) for argument in arguments]
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_in_one_line(cli, shop, faults, tmp_path, monkeypatch, name):
+    arguments, *words = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    before = sorted(map(str, shop.path.rglob("*")))
+    cli(*fill(arguments, faults, tmp_path / "new")).fails(2, *words, alone=False)
+    assert list(tmp_path.iterdir()) == []  # no folder for the run, nothing half-written
+    assert sorted(map(str, shop.path.rglob("*"))) == before
+    assert not (Path(tempfile.gettempdir()) / f"executed-{os.getpid()}").exists()
+
+
+def test_an_impossible_budget_is_refused_before_training(cli, shop, faults, tmp_path):
+    """Parameters and memory before anything is done; latency as soon as the device is known."""
+    new = tmp_path / "new"
+    space = SearchSpace.load(shop.space)
+    smallest = space.minimum.architecture.parameters(3, False)
+    design = fill(DESIGN, faults, new)
+    cli(*design, "--max-parameters", smallest - 1).fails(1, "tiny", f"{smallest:,} parameters", alone=False)
+    cli(*design, "--max-memory", "1kB").fails(1, "tiny", "MB", alone=False)
+    assert not new.exists()
+    slow = cli(*design, "--latency", shop.table, "--max-latency", "1us").fails(1, "0.001 ms", "device", alone=False)
+    assert "train" not in slow.err
+    cli(*fill(SEARCH, faults, tmp_path / "search"), "--max-latency", "1us").fails(1, "0.001 ms")
+    cli(*fill(SEARCH, faults, tmp_path / "search"), "--min-mes", "1e9").fails(1, "MES")
+    assert not (tmp_path / "search").exists()
+
+
+def test_unreadable_images_are_refused_or_skipped(cli, shop, faults, tmp_path):
+    data = shutil.copytree(shop.data, tmp_path / "photos")
+    whole = (data / "train" / "dark" / "00.png").read_bytes()
+    (data / "train" / "dark" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (data / "val" / "light" / "notes.jpg").write_text("no image")
+    evaluate = ["evaluate", "--checkpoint", str(shop.network), "--data", str(data)]
+    refused = cli(*evaluate).fails(2, "2 of 74", "cut.png", "notes.jpg", "--bad-images skip", alone=False)
+    assert "Traceback" not in refused.err
+    skipped = cli(*evaluate, "--bad-images", "skip")
+    assert "2 images skipped" in skipped.err
+    assert "of 12 images" in skipped.out
+    train = [*fill(TRAIN, faults, tmp_path / "new"), "--data", data]
+    cli(*train).fails(2, "cut.png", alone=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_another_process_works_in(cli, shop, faults, tmp_path):
+    import fcntl
+
+    run = shutil.copytree(shop.network, tmp_path / "run")
+    train = ["train", "--architecture", faults["small"], "--data", shop.data, "--out", run]
+    with open(run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cli(*train, "--epochs", "1", "--batch-size", "8").fails(2, "another process", alone=False)
+
+
+def test_a_folder_that_cannot_be_written(cli, faults, tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "mkdir", refuse)  # root, whom tests often run as, may write everywhere
+    cli(*fill(TRAIN, faults, tmp_path / "new")).fails(2, "new", "Permission denied", alone=False)
+
+
+# --- Results ---
+
+
+def test_json_is_one_object_and_agrees_with_the_files(cli, shop, faults, tmp_path):
+    found = cli("models", "--json")
+    assert found.err == ""
+    assert {m["name"] for m in found.json()["models"]} >= {"efficientformerv2_s0"}
+
+    common = ["--data", shop.data, "--epochs", "1", "--batch-size", "8", "--json"]
+    again = cli("supernet", "--space", shop.space, *common, "--out", shop.supernet).json()
+    assert again["space"] == "tiny"
+
+    out = tmp_path / "search"
+    search = ["search", "--supernet", shop.supernet, "--latency", shop.table, "--max-latency", "60%", "--out", out]
+    searched = cli(*search, "--json").json()
+    assert searched["architecture"] == json.loads((out / "architecture.json").read_text())
+    picked = cli("search", "--pick", out, "--max-latency", "60%", "--json").json()
+    assert picked["latency"] <= 0.6 * LatencyTable.load(shop.table).latency(SearchSpace.load(shop.space).largest)
+    assert cli("search", "--pick", out, "--max-latency", "1us").fails(1, "ms")
+    text = cli(*search)
+    assert f"step {searched['step']}" in text.out
+    assert "ms" in text.out
+
+    trained = cli("train", "--architecture", out, "--init", shop.supernet, *common, "--out", tmp_path / "final").json()
+    assert trained["test"]["split"] == "test"
+    assert trained["test"]["images"] == 12
+    exported = cli("export", "--checkpoint", tmp_path / "final", "--out", tmp_path / "m.onnx", "--json").json()
+    assert exported["bytes"] == (tmp_path / "m.onnx").stat().st_size
+    timed = cli("benchmark", tmp_path / "m.onnx", faults["small"], "--rounds", "5", "--json").json()
+    assert timed["networks"][0]["median_ms"] > 0
+    page = cli("report", tmp_path / "final", "--out", tmp_path / "page.html", "--json").json()
+    assert Path(page["page"]).is_file()
+
+
+def test_evaluation_of_the_exported_file_agrees(cli, shop):
+    evaluate = ["evaluate", "--data", shop.data, "--json", "--checkpoint"]
+    trained = cli(*evaluate, shop.network).json()
+    exported = cli(*evaluate, shop.network, "--runtime", "onnxruntime").json()
+    named = cli(*evaluate, shop.network / "exported" / "model.onnx").json()
+    assert trained["accuracy"] == exported["accuracy"] == named["accuracy"]
+    assert (trained["runtime"], exported["runtime"]) == ("torch", "onnxruntime")
+    assert exported["loss"] == pytest.approx(trained["loss"], rel=1e-4)
+
+
+def test_a_budget_that_the_largest_subnet_holds(cli, shop, faults, tmp_path):
+    found = cli(*fill(SEARCH, faults, tmp_path / "s"), "--max-parameters", "1G".replace("1G", "100M"), "--json")
+    assert found.json()["step"] == 0
+    assert 0 <= found.json()["accuracy"] <= 1
+    assert "already" in found.err
+
+
+def test_profile_and_design(cli, shop, tmp_path):
+    """The whole chain through the command line; its table is measured here and read back."""
+    table = tmp_path / "table.json"
+    few = ["--rounds", "3", "--networks", "2", "--checks", "1"]
+    measured = cli("profile", "--space", shop.space, "--classes", "3", *few, "--out", table, "--json").json()
+    assert measured["entries"] == len(LatencyTable.load(table).entries)
+    assert [p.name for p in tmp_path.iterdir()] == ["table.json"]  # the working folder is gone
+
+    run = ["design", "--data", shop.data, "--space", shop.space, "--latency", table, "--max-parameters", "80%"]
+    run += ["--epochs", "1", "--final-epochs", "1", "--batch-size", "16", "--out", tmp_path / "run"]
+    outcome = cli(*run, "--json").json()
+    assert outcome["shipped"]["parameters"] <= outcome["budgets"]["size"]
+    for file in ("report.html", "exported/model.onnx", "architecture.json", "results.json", "config.yaml"):
+        assert (tmp_path / "run" / file).is_file()
+    text = cli(*run)  # resumed: nothing is left to do
+    assert "parameters, budget" in text.out
+    assert "train" not in text.err

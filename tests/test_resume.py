@@ -1,0 +1,475 @@
+"""A run that is killed and started again ends in the result of an unbroken one, and does little work twice.
+
+The counter is `work.jsonl`: each unit of work stands in it as often as it was executed. The job is a few seconds
+long. Its latency table is made up of multiply-accumulates, so that the search does not depend on how busy this
+machine is. Runs are processes of their own; all but the first are forked from a server that has imported what
+is slow to import.
+"""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from pocketformer import files
+from pocketformer.architecture import SearchSpace
+from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
+from pocketformer.errors import UserError, WorkError
+from pocketformer.pipelines.settings import Budget, DesignSettings, ProfileSettings
+from pocketformer.runs import Run, repeated_units
+from pocketformer.training import checkpoint
+from pocketformer.training.recipe import Recipe
+
+SEED = int(os.environ.get("RESUME_TEST_SEED", "0"))  # of the moments at which runs are killed
+INTERVAL = Recipe.small_images().checkpoint_every
+SUPERNET_STEPS, FINAL_STEPS = 45, 30  # of a training in this job: more than one interval, no whole number of them
+SPACE = """\
+name: tiny
+design:
+  resolution: 28
+  stem_strides: [2, 1]
+  stage_strides: [2, 1, 2]
+  attention_strides: [1, 1, 2, 1]
+  heads: 2
+  key_dim: 4
+  value_dim: 4
+  downsampling_heads: 2
+  downsampling_key_dim: 4
+  downsampling_value_dim: 4
+expansions: [1, 2]
+stages:
+  - {depth: 1, widths: [8]}
+  - {depth: 1, widths: [8, 10, 12]}
+  - {depth: 2, widths: [12, 14, 16], attention: true}
+  - {depth: 1, widths: [16, 20, 24], attention: true}
+"""
+CLASSES = ("disc", "frame", "line")
+# Times, and what tells how often a run was started; of `last.ckpt` the tensors are compared, not the pickle.
+BY_THE_CLOCK = {"work.jsonl", ".lock", "report.html", "last.ckpt", "measured.jsonl", "export.json", "results.json"}
+
+processes = multiprocessing.get_context("forkserver")
+
+
+def picture(kind: str, rng: np.random.Generator) -> Image.Image:
+    image = Image.fromarray(rng.integers(0, 60, (28, 28, 3), dtype=np.uint8))
+    left, top, side = (int(n) for n in rng.integers((2, 2, 10), (10, 10, 16)))
+    box = [left, top, left + side, top + side]
+    colour = tuple(int(c) for c in rng.integers(150, 256, 3))
+    draw = ImageDraw.Draw(image)
+    if kind == "disc":
+        draw.ellipse(box, fill=colour)
+    elif kind == "frame":
+        draw.rectangle(box, outline=colour, width=2)
+    else:
+        draw.line(box, fill=colour, width=3)
+    return image
+
+
+def made_up_table(space: SearchSpace) -> LatencyTable:
+    blocks = space_blocks(space, len(CLASSES))
+    return LatencyTable(
+        entries={key: Entry(1e-6 * (block.macs() + 1000), 0.0, ()) for key, block in blocks.items()},
+        constant=0.0,
+        unit=0.5,
+        reference=Reference("largest", 0.1),
+        space=space.name,
+        num_classes=len(CLASSES),
+        resolution=space.resolution,
+        fingerprint={"device": "made up", "runtime": "onnxruntime", "threads": 1},
+        check=None,
+    )
+
+
+class Job:
+    """The images, the space and the table, and the command on them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.images = folder, folder / "images"
+        self.space, self.table = folder / "tiny.yaml", folder / "table.json"
+        for number, kind in enumerate(CLASSES):
+            rng = np.random.default_rng(number)
+            (self.images / kind).mkdir(parents=True)
+            for i in range(60):
+                picture(kind, rng).save(self.images / kind / f"{i:02}.png")
+        self.space.write_text(SPACE)
+        made_up_table(SearchSpace.load(self.space)).save(self.table)
+
+    def arguments(self, out: Path, seed: int = 0) -> list[str]:
+        named = {
+            "--data": self.images,
+            "--space": self.space,
+            "--latency": self.table,
+            "--max-parameters": "60%",  # alone: timed budgets would make the result depend on the clock
+            "--epochs": SUPERNET_STEPS / 5,
+            "--final-epochs": FINAL_STEPS / 10,
+            "--batch-size": 16,
+            "--seed": seed,
+            "--out": out,
+        }
+        return ["design", *(str(part) for pair in named.items() for part in pair)]
+
+
+class Started:
+    """A process, its output in files."""
+
+    def __init__(self, folder: Path, function: Callable, *arguments):
+        self.folder = folder
+        self.out, self.err = folder.with_suffix(".out"), folder.with_suffix(".err")
+        given = (function, arguments, self.out, self.err)
+        self.process = processes.Process(target=_in_child, args=given)
+        self.process.start()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self, seconds: float = 120) -> int:
+        """Its exit code, -9 if it was killed."""
+        self.process.join(seconds)
+        assert not self.process.is_alive(), f"{self.folder} took more than {seconds} s"
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        assert self.end() == -signal.SIGKILL, self.err.read_text()
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert self.process.is_alive(), f"ended before its moment came: {self.err.read_text()}"
+            assert time.monotonic() < until
+            time.sleep(0.002)
+
+    def wait_for_units(self, stage: str, count: int) -> None:
+        self.wait(lambda: units(self.folder, stage) >= count)
+
+
+def _in_child(function: Callable, arguments: tuple, out: Path, err: Path) -> None:
+    for path, descriptor in ((out, 1), (err, 2)):
+        with open(path, "w") as f:
+            os.dup2(f.fileno(), descriptor)
+    function(*arguments)
+
+
+def command(arguments: list[str]) -> None:
+    from pocketformer.cli.main import main
+
+    sys.argv = ["pocketformer", *arguments]
+    main()
+
+
+def dying_command(arguments: list[str], deadly: int) -> None:
+    """The command, killed in the middle of the file that it would be the `deadly`-th to write."""
+    fsync, written = os.fsync, iter(range(1, deadly + 1))
+
+    def deadly_fsync(descriptor: int) -> None:
+        if next(written) == deadly:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = deadly_fsync
+    command(arguments)
+
+
+def units(folder: Path, stage: str) -> int:
+    """Units of a stage in the ledger, those done twice counted twice."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / "work.jsonl").read_text().count(f'"stage": "{stage}"')
+    return 0
+
+
+def found_training(folder: Path) -> str:
+    """The stage of the found network's training."""
+    return f"train found (step {units(folder, 'search')})"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that must not depend on when the run was stopped."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        if path.name not in BY_THE_CLOCK and path.parent.name != "tensorboard":
+            found[name] = path.read_bytes()
+    return found
+
+
+def untimed(results: dict) -> dict:
+    """`results.json` without what a clock has measured."""
+    shipped = {name: value for name, value in results["shipped"].items() if name not in ("latency", "mes")}
+    rows = [{k: v for k, v in row.items() if k != "latency_measured"} for row in results["comparison"]]
+    return {**results, "shipped": shipped, "comparison": rows}
+
+
+def assert_same_result(folder: Path, unbroken: Path) -> None:
+    a, b = contents(folder), contents(unbroken)
+    assert sorted(a.keys() ^ b.keys()) == []  # among others: no temporary file is left
+    assert [name for name in a if a[name] != b[name]] == []
+    for name in ("model.safetensors", "supernet/model.safetensors"):
+        mine, other = load_file(folder / name), load_file(unbroken / name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[key], other[key]) for key in mine)
+    for path in unbroken.rglob("last.ckpt"):
+        mine, other = (checkpoint.load_last(f / path.relative_to(unbroken)) for f in (folder, unbroken))
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+    assert untimed(files.read_json(folder / "results.json")) == untimed(files.read_json(unbroken / "results.json"))
+    done = [{(line["stage"], line["unit"]) for line in files.Lines.read(f / "work.jsonl")} for f in (folder, unbroken)]
+    assert done[0] == done[1]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # sums in one order; the server hands it on
+        patch.syspath_prepend(Path(__file__).parent)
+        processes.set_forkserver_preload(["pocketformer.pipelines.design", "pocketformer.report", "onnxruntime"])
+        yield Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(job):
+    """The folder of a run that nothing disturbed: a fresh interpreter on the command line; and what it printed."""
+    folder = job.folder / "unbroken"
+    code = "from pocketformer.cli.main import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code, *job.arguments(folder)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert repeated_units(folder) == {}
+    assert units(folder, "supernet") == SUPERNET_STEPS
+    assert [units(folder, stage) for stage in (found_training(folder), "train random")] == [FINAL_STEPS] * 2
+    return folder, ran.stdout
+
+
+def test_killed_three_times(job, unbroken):
+    folder, rng = job.folder / "killed", random.Random(f"moments {SEED}")
+    moves = units(unbroken[0], "search")
+    stages = {"supernet": SUPERNET_STEPS, "search": moves, found_training(unbroken[0]): FINAL_STEPS}
+    moments = {stage: rng.randint(1, count - 1) for stage, count in stages.items()}
+    print(f"seed {SEED}: killed after {moments}")
+    for stage, count in moments.items():
+        started = Started(folder, command, job.arguments(folder))
+        started.wait_for_units(stage, count)
+        started.kill()
+        assert not (folder / "results.json").exists()
+    last = Started(folder, command, job.arguments(folder))
+    assert last.end() == 0, last.err.read_text()
+
+    assert_same_result(folder, unbroken[0])
+    repeated = repeated_units(folder)
+    print(f"done twice: {repeated}")
+    assert all(n <= (1 if stage == "search" else INTERVAL) for stage, n in repeated.items()), repeated
+    assert repeated.keys() <= moments.keys()
+    for metrics in folder.rglob("metrics.jsonl"):
+        steps = SUPERNET_STEPS if metrics.parent.name == "supernet" else FINAL_STEPS
+        assert [line["step"] for line in files.Lines.read(metrics)] == list(range(steps))
+
+
+def test_killed_often_and_while_files_are_written(job, unbroken):
+    folder, rng = job.folder / "often", random.Random(f"often {SEED}")
+    kills = 0
+    for i in range(10):
+        if i % 2:
+            started = Started(folder, command, job.arguments(folder))
+            time.sleep(rng.uniform(0.05, 2))
+            with contextlib.suppress(ProcessLookupError):
+                started.signal(signal.SIGKILL)
+        else:
+            started = Started(folder, dying_command, job.arguments(folder), rng.randint(1, 7))
+        code = started.end()
+        assert code in (0, -signal.SIGKILL), started.err.read_text()
+        kills += code != 0
+    last = Started(folder, command, job.arguments(folder))
+    assert last.end() == 0, last.err.read_text()
+    repeated = repeated_units(folder)
+    print(f"seed {SEED}: {kills} kills, done twice: {repeated}")
+    assert kills >= 8
+    assert_same_result(folder, unbroken[0])
+    trained = sum(n for stage, n in repeated.items() if stage == "supernet" or stage.startswith("train"))
+    assert trained <= kills * INTERVAL
+    assert sum(repeated.values()) - trained <= kills
+
+
+def test_a_finished_run_does_nothing_again(job, unbroken):
+    folder, printed = unbroken
+    before = {**contents(folder), "work": (folder / "work.jsonl").read_bytes()}
+    again = Started(folder, command, job.arguments(folder))
+    assert again.end() == 0, again.err.read_text()
+    assert again.out.read_text() == printed
+    assert {**contents(folder), "work": (folder / "work.jsonl").read_bytes()} == before
+
+
+def test_killed_between_a_training_and_what_is_made_of_it(job, unbroken):
+    folder = job.folder / "between"
+    shutil.copytree(unbroken[0], folder)
+    (folder / "results.json").unlink()
+    for record in folder.rglob("export.json"):
+        record.unlink()
+    resumed = Started(folder, command, job.arguments(folder))
+    assert resumed.end() == 0, resumed.err.read_text()
+    assert_same_result(folder, unbroken[0])  # the figures of the export among them, to the last bit
+    assert repeated_units(folder) == {}
+
+
+def test_interrupted_refused_and_damaged(job, unbroken):
+    folder = job.folder / "interrupted"
+    started = Started(folder, command, job.arguments(folder))
+    started.wait_for_units("supernet", INTERVAL + 5)
+
+    started.signal(signal.SIGSTOP)  # so that it is still at work, however slow the second one is
+    second = Started(job.folder / "second", command, job.arguments(folder))
+    assert refusal(second, 2) == f"{folder}: another process is working in this folder"
+    started.signal(signal.SIGCONT)
+    started.signal(signal.SIGINT)
+    assert refusal(started, 130) == "interrupted"
+
+    other = Started(job.folder / "other", command, job.arguments(folder, seed=7))
+    assert "seed was 0, now 7" in refusal(other, 2)
+
+    last = folder / "supernet" / "last.ckpt"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    damaged = Started(job.folder / "damaged", command, job.arguments(folder))
+    assert str(last) in refusal(damaged, 2)
+    last.write_bytes(whole)
+
+    resumed = Started(folder, command, job.arguments(folder))
+    resumed.wait((folder / "supernet" / "model.safetensors").exists)  # from there on it is like any other
+    resumed.kill()
+    for name in ("supernet/model.safetensors", "supernet/metrics.jsonl"):
+        assert (folder / name).read_bytes() == (unbroken[0] / name).read_bytes()
+    assert 0 < repeated_units(folder)["supernet"] <= INTERVAL
+
+
+def refusal(started: Started, code: int) -> str:
+    """The one line in which a process said why it stopped; the lines before tell of the stages it went through."""
+    assert started.end() == code, started.err.read_text()
+    *before, last = started.err.read_text().splitlines()
+    assert not any("Traceback" in line or line.startswith(("pocketformer:", " ")) for line in before), before
+    assert started.out.read_text() == ""
+    assert last.startswith("pocketformer: ")
+    return last.removeprefix("pocketformer: ")
+
+
+def profiling_job(images: Path, out: Path) -> None:
+    """A job that measures this device itself, with fewer samples than the command line gives it."""
+    from pocketformer.pipelines.design import design
+
+    space = SPACE
+    for widths in ("[8, 10, 12]", "[12, 14, 16]", "[16, 20, 24]"):
+        space = space.replace(widths, widths[:3].rstrip(",") + "]")
+    settings = DesignSettings(
+        data=str(images),
+        space=SearchSpace.from_yaml(space, "tiny"),
+        runtime="onnxruntime",
+        budgets={"size": Budget(0.6, relative=True)},
+        profile=ProfileSettings(rounds=2, networks=1, checks=0),
+    )
+    design(settings, out)
+
+
+def test_killed_while_the_device_is_measured(job):
+    folder = job.folder / "measuring"
+    started = Started(folder, profiling_job, job.images, folder)
+    started.wait_for_units("profile", 1)
+    started.kill()
+    journal = folder / "profile" / "profile.jsonl"
+    finished = files.Lines.read(journal)
+    assert not (folder / "latency_table.json").exists()
+
+    resumed = Started(folder, profiling_job, job.images, folder)
+    resumed.wait_for_units("supernet", 1)
+    resumed.kill()
+    assert files.Lines.read(journal)[: len(finished)] == finished
+    assert repeated_units(folder) == {}
+    groups = len(files.Lines.read(journal)) - 1
+    assert groups - 1 <= units(folder, "profile") <= groups  # a kill may come between the group and its unit
+
+
+def test_the_file_of_a_later_candidate_survives_a_kill(tmp_path, monkeypatch):
+    from pocketformer.pipelines import design
+
+    def trained(chain, supernet, final, selection, folder, name):
+        for file in ("model.safetensors", "config.json", "architecture.json"):
+            files.write_text(folder / file, name)
+
+    def export(model, target, images):
+        files.write_text(target, "a file")
+        return SimpleNamespace(to_dict=dict)
+
+    def time_networks(networks, *_):
+        return {name: {"latency": 2.0 if name == "found_step4" else 0.5} for name in networks}
+
+    for function in (export, time_networks):
+        monkeypatch.setattr(design, function.__name__, function)
+    monkeypatch.setattr(design, "_trained", trained)
+    monkeypatch.setattr(design, "eval_batches", lambda *_: [(None, None)])
+    settings = SimpleNamespace(space=SimpleNamespace(resolution=(28, 28)), runtime="", profile=None)
+    chain = SimpleNamespace(path=tmp_path, settings=settings, data=SimpleNamespace(search=None))
+    goal = SimpleNamespace(met=lambda costs: costs["latency"] <= 1)
+    candidates = [SimpleNamespace(point=SimpleNamespace(step=s, selection=None), costs={}) for s in (4, 3)]
+    for _ in range(2):  # the second time is what a process finds that is started after a kill
+        shipped, exported = design._ship(chain, None, None, candidates, None, goal)
+        assert (shipped, exported["latency"]["latency"]) == (candidates[1], 0.5)
+        assert (tmp_path / "exported" / "model.onnx").read_text() == "a file"
+        assert (tmp_path / "model.safetensors").read_text() == "found (step 3)"
+    with pytest.raises(WorkError):
+        design._ship(chain, None, None, candidates[:1], None, goal)
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 1000, -1])
+def test_a_checkpoint_cut_short_is_told_in_one_line(tmp_path, size):
+    path = tmp_path / "last.ckpt"
+    checkpoint.save_last(path, {"model": {"weight": torch.ones(1000)}})
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"^checkpoint .*last\.ckpt is damaged; delete it [^\n]*$"):
+        checkpoint.load_last(path)
+
+
+def test_lines_cut_within_a_character(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes('{"text": "a"}\n{"text": "é'.encode()[:-1])
+    assert files.Lines.read(path) == [{"text": "a"}]
+    with files.Lines(path) as lines:
+        lines.write({"text": "é"}, {"text": "c"})
+    assert files.Lines.read(path) == [{"text": "a"}, {"text": "é"}, {"text": "c"}]
+
+
+def test_unfinished_files_of_killed_processes_go_away(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "run").mkdir()
+    stale = tmp_path / "run" / f".config.yaml.{dead.pid}.tmp.yaml"
+    living = tmp_path / "run" / f".config.yaml.{os.getppid()}.tmp.yaml"
+    for path in (stale, living):
+        path.write_text("comm")
+    Run(tmp_path / "run", "design", {"seed": 0}).close()  # not "holds no run"
+    assert not stale.exists()
+    assert living.exists()
+
+
+def test_a_folder_taken_while_waiting_for_its_lock_is_checked_again(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def late(*given) -> None:  # the other run begins and ends between our check and our lock
+        monkeypatch.setattr(fcntl, "flock", flock)
+        Run(tmp_path / "run", "design", {"seed": 1}).close()
+        flock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UserError, match="seed was 1, now 0"):
+        Run(tmp_path / "run", "design", {"seed": 0})
