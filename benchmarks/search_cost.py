@@ -165,7 +165,7 @@ def machine():
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
     }
 
 
@@ -174,7 +174,7 @@ def main():
     parser.add_argument("--space", default="pocket32")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--batches", type=int, default=1)
-    parser.add_argument("--images", type=int, default=8, help="per batch")
+    parser.add_argument("--images", type=int, default=6, help="per batch")
     parser.add_argument("--calibration", type=int, default=2, help="images of each batch that calibrate the norms")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

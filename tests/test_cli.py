@@ -1,6 +1,7 @@
 """The command line: results on stdout, mistakes told in one line, nothing half-written (contract 3)."""
 
 import errno
+import itertools
 import json
 import os
 import pickle
@@ -94,7 +95,9 @@ def write_table(path: Path, space: SearchSpace, classes: int, **changes) -> Path
     """A table made up from the blocks' multiply-accumulates."""
     entries = {key: Entry(1e-4 + block.macs() / 1e7) for key, block in space_blocks(space, classes).items()}
     largest = sum(entries[b.key()].latency for b in space.largest.blocks(None, classes, distilled=False))
-    table = LatencyTable(entries, 1e-3, 0.2, Reference("largest", largest + 1e-3), space.name, classes, space.resolution)
+    table = LatencyTable(
+        entries, 1e-3, 0.2, Reference("largest", largest + 1e-3), space.name, classes, space.resolution
+    )
     values = table.to_dict()
     path.write_text(json.dumps({**values, **changes}))
     return path
@@ -119,12 +122,12 @@ def shop(tmp_path_factory) -> Workshop:
     space = SearchSpace.load(found.space)
     write_table(found.table, space, 3)
     space.smallest.save(found.path / "small.json")
+    exported = str(found.network / "exported" / "model.onnx")
     common = ["--data", str(found.data), "--epochs", "1", "--batch-size", "8"]
     for command in (
         ["supernet", "--space", str(found.space), *common, "--out", str(found.supernet)],
         ["train", "--architecture", str(found.path / "small.json"), *common, "--out", str(found.network)],
-        ["export", "--checkpoint", str(found.network), "--data", str(found.data)]
-        + ["--out", str(found.network / "exported" / "model.onnx")],
+        ["export", "--checkpoint", str(found.network), "--data", str(found.data), "--out", exported],
     ):
         with pytest.raises(SystemExit) as stop:
             main(command)
@@ -134,9 +137,8 @@ def shop(tmp_path_factory) -> Workshop:
 
 # --- Help, version, usage ---
 
-COMMANDS = (
-    "quickstart design models profile supernet search train evaluate export benchmark report".split()
-)  # fmt: skip
+COMMANDS = ("quickstart", "design", "models", "profile", "supernet", "search", "train", "evaluate", "export")
+COMMANDS += ("benchmark", "report")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -209,7 +211,7 @@ MISTAKES = {
     "evaluate: runtime": ([*EVALUATE, "--runtime", "abacus"], "abacus", "onnxruntime"),
     "unknown space": ([*BUDGET, "--space", "pocket23"], "pocket23", "pocket28"),
     "space missing": ([*BUDGET, "--space", "none.yaml"], "none.yaml"),
-    "unknown model": ([*TRAIN, "--architecture", "efficientformerv2_s9"], "efficientformerv2_s9", "efficientformerv2_s2"),
+    "unknown model": ([*TRAIN, "--architecture", "efficientformerv2_s9"], "v2_s9'", "efficientformerv2_s2"),
     "architecture missing": ([*TRAIN, "--architecture", "none.json"], "none.json", "not found"),
     "benchmark: unknown model": (["benchmark", "efficientformerv2_x"], "efficientformerv2_x", "efficientformerv2_"),
     "benchmark: no file": (["benchmark", "none.onnx"], "none.onnx"),
@@ -248,7 +250,7 @@ MISTAKES = {
     "damaged weights": (["evaluate", "--checkpoint", "{damaged}", "--data", "{data}"], "model.safetensors"),
     "empty weights": (["evaluate", "--checkpoint", "{emptied}", "--data", "{data}"], "model.safetensors"),
     "a pickle": (["evaluate", "--checkpoint", "{pickled}", "--data", "{data}"], "model.safetensors"),
-    "damaged config": (["export", "--checkpoint", "{misconfigured}", "--data", "{data}", "--out", "{new}"], "config.json"),
+    "damaged config": ([*EXPORT, "--checkpoint", "{misconfigured}"], "config.json"),
     "another architecture": ([*EVALUATE, "--architecture", "{large}"], "do not fit", "differ"),
     "search without supernet": ([*SEARCH, "--supernet", "{network}", "--max-latency", "50%"], "not a supernet"),
     "supernet missing": ([*SEARCH, "--supernet", "nowhere", "--max-latency", "50%"], "nowhere"),
@@ -440,7 +442,7 @@ def test_evaluation_of_the_exported_file_agrees(cli, shop):
 
 
 def test_a_budget_that_the_largest_subnet_holds(cli, shop, faults, tmp_path):
-    found = cli(*fill(SEARCH, faults, tmp_path / "s"), "--max-parameters", "1G".replace("1G", "100M"), "--json")
+    found = cli(*fill(SEARCH, faults, tmp_path / "s"), "--max-parameters", "100M", "--json")
     assert found.json()["step"] == 0
     assert 0 <= found.json()["accuracy"] <= 1
     assert "already" in found.err
@@ -463,3 +465,73 @@ def test_profile_and_design(cli, shop, tmp_path):
     text = cli(*run)  # resumed: nothing is left to do
     assert "parameters, budget" in text.out
     assert "train" not in text.err
+
+
+# --- The disk, and Ctrl-C ---
+
+
+def test_a_full_disk_is_named(cli, faults, tmp_path, monkeypatch):
+    calls = itertools.count()
+
+    def full(_):
+        if next(calls) > 0:  # the run's configuration is still written
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    answer = cli(*fill(TRAIN, faults, tmp_path / "new")).fails(1, "No space left on device", alone=False)
+    assert "Traceback" not in answer.err
+    assert not list(tmp_path.rglob("*.tmp*"))
+    cli(*fill(EXPORT, faults, tmp_path / "m.onnx")).fails(1, "No space left on device", "m.onnx", alone=False)
+    assert not list(tmp_path.rglob("m.onnx*"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own; skipped where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = []
+
+    def make(size: str) -> Path:
+        mount = shutil.which("mount")
+        command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("a small disk cannot be mounted here")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", ["64k", "1m"])
+def test_a_disk_that_fills_up(disk, shop, faults, size):
+    """It runs full at another place each time; a process of its own, as it leaves open files behind."""
+    folder = disk(size)
+    design = [*fill(DESIGN, faults, folder / "run"), "--latency", str(shop.table), "--max-parameters", "60%"]
+    design += ["--epochs", "1", "--final-epochs", "1", "--batch-size", "8"]
+    code = "import sys, torch; from pocketformer.cli.main import main; torch.set_num_threads(1); main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *design], capture_output=True, text=True)
+    Answer(done.returncode, done.stdout, done.stderr).fails(1, "No space left on device", alone=False)
+    assert "Traceback" not in done.stderr
+    assert not list(folder.rglob("*.tmp*"))
+
+
+def test_interrupted(shop, faults, tmp_path):
+    design = [*fill(TRAIN, faults, tmp_path / "new"), "--epochs", "1000"]
+    code = "import sys; from pocketformer.cli.main import main; main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *design],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "new" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    Answer(process.returncode, out, err).fails(130, "interrupted", alone=False)
+    assert "Traceback" not in err

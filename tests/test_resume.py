@@ -244,15 +244,18 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(job):
-    """The folder of a run that nothing disturbed: a fresh interpreter on the command line; and what it printed."""
+    """The folder of a run that nothing disturbed: a fresh interpreter on the command line; what it printed, and its
+    seconds."""
     folder = job.folder / "unbroken"
     code = "from pocketformer.cli.main import main; main()"
+    began = time.monotonic()
     ran = subprocess.run([sys.executable, "-c", code, *job.arguments(folder)], capture_output=True, text=True)
+    seconds = time.monotonic() - began
     assert ran.returncode == 0, ran.stderr
     assert repeated_units(folder) == {}
     assert units(folder, "supernet") == SUPERNET_STEPS
     assert [units(folder, stage) for stage in (found_training(folder), "train random")] == [FINAL_STEPS] * 2
-    return folder, ran.stdout
+    return folder, ran.stdout, seconds
 
 
 def test_killed_three_times(job, unbroken):
@@ -281,11 +284,12 @@ def test_killed_three_times(job, unbroken):
 
 def test_killed_often_and_while_files_are_written(job, unbroken):
     folder, rng = job.folder / "often", random.Random(f"often {SEED}")
+    _, _, seconds = unbroken
     kills = 0
     for i in range(10):
         if i % 2:
             started = Started(folder, command, job.arguments(folder))
-            time.sleep(rng.uniform(0.05, 2))
+            time.sleep(rng.uniform(0.05, 0.1 * seconds))
             with contextlib.suppress(ProcessLookupError):
                 started.signal(signal.SIGKILL)
         else:
@@ -305,7 +309,7 @@ def test_killed_often_and_while_files_are_written(job, unbroken):
 
 
 def test_a_finished_run_does_nothing_again(job, unbroken):
-    folder, printed = unbroken
+    folder, printed, _ = unbroken
     before = {**contents(folder), "work": (folder / "work.jsonl").read_bytes()}
     again = Started(folder, command, job.arguments(folder))
     assert again.end() == 0, again.err.read_text()

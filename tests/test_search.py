@@ -175,26 +175,29 @@ def noise(*key):
 
 
 class MadeUp:
-    """Additive costs and an evaluator over the toy space. `coarse` rounds accuracy and loss, so that actions tie
-    and some cost nothing; without it every action costs accuracy. `bumpy` costs need not fall with a slimming
-    action: a narrower block can be slower."""
+    """Additive costs and an evaluator over the toy space. `coarse` rounds accuracy and loss, so that some actions
+    cost nothing and many tie, their costs included; without it every action costs accuracy. `bumpy` costs need
+    not fall with a slimming action: a narrower block can be slower."""
 
     def __init__(self, seed, coarse, bumpy):
         self.seed, self.coarse, self.bumpy = seed, coarse, bumpy
 
     def costs(self, selection):
         widths, blocks = plain(selection)
-        size, latency = 3e5, 0.2
+        size, latency = 3e5, 0.25
         for j, slot, what in sorted(blocks, key=repr):
             work = widths[j] * (2 if what == "attention" else what)
             size += 1e4 * work
             jitter = noise(self.seed, "ms", j, what, widths[j])
-            latency += (0.05 + 0.3 * jitter) if self.bumpy else work * (0.01 + 0.001 * (slot + jitter / 2))
+            if self.bumpy:
+                latency += 0.05 + 0.3 * jitter
+            else:  # sums of eighths are exact: equal work ties
+                latency += work / 8 if self.coarse else work * (0.1 + 0.01 * (slot + jitter / 2))
         if self.bumpy:
             latency += noise(self.seed, "down", widths)
         else:
             size += sum(1e4 * w for w in widths)
-            latency += 0.01 * sum(widths)
+            latency += sum(widths) / 8
         return {"size": size, "latency": latency}
 
     def score(self, selection):

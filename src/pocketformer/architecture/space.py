@@ -1,10 +1,10 @@
 """`SearchSpace`: the supernet's shape as data, and which architectures it contains (paper Sec. 4.2.2)."""
 
+import math
 import os
 import random
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class SearchSpace:
         object.__setattr__(self, "expansions", tuple(self.expansions))
         if not self.expansions or list(self.expansions) != sorted(set(self.expansions)):
             raise UserError(f"space {self.name}: expansions must be ascending, not {list(self.expansions)}")
+        if not all(0 < e < math.inf for e in self.expansions):
+            raise UserError(f"space {self.name}: expansions must be above zero, not {list(self.expansions)}")
         if self.smallest is None:
             object.__setattr__(self, "smallest", self.minimum.architecture)
         self.select(self.smallest)  # must be a member
@@ -217,8 +219,8 @@ class SearchSpace:
         return Selection(self, tuple(widths), tuple(kept), tuple(expansions))
 
 
-_FOLDER = resources.files("pocketformer.architecture") / "spaces"
-SPACES = tuple(sorted(f.name.removesuffix(".yaml") for f in _FOLDER.iterdir() if f.name.endswith(".yaml")))
+_FOLDER = Path(__file__).parent / "spaces"
+SPACES = tuple(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
 
 
 def downsampling_value(space: SearchSpace, stage: int, in_width: int, width: int):

@@ -192,7 +192,7 @@ class LatencyTable:
             raise UserError(f"{where}: {error.args[0]!r} is missing") from None
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{where}: not a latency table ({error})") from None
 
     @classmethod

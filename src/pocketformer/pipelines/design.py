@@ -61,6 +61,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))
+        _objective(settings, latency, CostModel(latency, len(data.classes), settings.teacher is not None))
     teacher = load_teacher(settings.teacher, len(data.classes)) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict()) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
@@ -70,7 +71,11 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
 
         table = _table(chain, latency)
         costs = CostModel(table, len(data.classes), chain.distilled)
-        goal = _objective(chain, table, costs)
+        try:
+            goal = _objective(settings, table, costs)
+        except WorkError as error:
+            measured = run.path / "latency_table.json"
+            raise WorkError(f"{error} (measured: {measured}, which --latency takes in another --out)") from None
         supernet = train_supernet(
             run.path / "supernet",
             settings.space,
@@ -110,8 +115,8 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
     return table
 
 
-def _objective(chain: Chain, table: LatencyTable, costs: CostModel) -> Objective:
-    settings = chain.settings
+def _objective(settings: DesignSettings, table: LatencyTable, costs: CostModel) -> Objective:
+    """The budgets in the metrics' units. Raises `WorkError` if no member of the space meets them."""
     largest = costs(settings.space.largest)
     budgets = {name: budget.of(largest[name]) for name, budget in settings.budgets.items()}
     goal = objective(budgets, settings.min_mes, table.unit, largest["memory"])
@@ -139,6 +144,8 @@ def _search(
         trajectory = Trajectory(path, settings.space.whole, costs, goal, evaluate, ledger, progress)
         candidates = search_and_measure(trajectory, measured)
         trajectory.close()
+    if len(trajectory.points()) == 1:
+        say("note: the largest subnet already holds all budgets: there was nothing to search")
     for point in trajectory.points():
         name = f"step_{point.step:03d}.json"
         if not (chain.path / "front" / name).exists():

@@ -59,8 +59,8 @@ class FinalTraining:
         )
 
     def run(self, folder: Path, name: str, model: EfficientFormerV2) -> EfficientFormerV2:
-        """Trains on fit + search, re-calibrates the norms on the same images and saves the folder; returns the
-        network of the folder if that is done. The test split is not read."""
+        """Trains on fit + search, re-calibrates the norms on the same images and saves the folder, if that is not
+        done; returns the network of the folder. The test split is not read."""
         if (folder / "model.safetensors").exists():
             return checkpoint.load_model(folder)[0]
         model = model.to(memory_format=torch.channels_last)
@@ -76,7 +76,8 @@ class FinalTraining:
         recalibrate(model, self.data.final, model.resolution, self.seed)
         about = {"source": self.data.source, "stored_size": list(self.data.fit.images.shape[-2:])}
         checkpoint.save_model(folder, model, self.data.classes, about)
-        return model.eval()
+        # Not `model`, whose memory is laid out otherwise: a resumed run gets the folder's, and sums in its order.
+        return checkpoint.load_model(folder)[0]
 
 
 def test_result(model: EfficientFormerV2, data: Data) -> tuple[Outcome, dict]:

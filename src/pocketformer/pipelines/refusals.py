@@ -48,7 +48,8 @@ def refuse_unreachable(space: SearchSpace, costs: CostModel, goal: Objective) ->
     best = smallest_reachable(space, costs)
     if goal.min_mes is not None and goal.mes(best) < goal.min_mes:
         raise WorkError(
-            f"no member of space {space.name} has an MES of {goal.min_mes:g} or more: the highest is {goal.mes(best):.1f}"
+            f"no member of space {space.name} has an MES of {goal.min_mes:g} or more: the highest is "
+            f"{goal.mes(best):.1f}"
         )
 
 

@@ -1,9 +1,10 @@
 """Checkpoints: `last.ckpt` to resume, safetensors to use. Both are written whole; neither can execute code."""
 
+import io
 import os
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,24 +17,28 @@ from pocketformer.errors import UserError
 from pocketformer.models import EfficientFormerV2, create_model
 
 
-class _Sink:
+class _Sink(io.BufferedWriter):
     """A file that remembers why it could not be written: torch hides a full disk in a `RuntimeError` of its own."""
 
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self.error: OSError | None = None
+    error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:
-            return self._file.write(data)
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
         except OSError as error:
             self.error = error
             raise
 
 
 def save_last(path: Path, state: dict[str, Any]) -> None:
-    with files.whole(path) as temporary, open(temporary, "wb") as file:
-        sink = _Sink(file)
+    with files.whole(path) as temporary, _Sink(io.FileIO(temporary, "wb")) as sink:
         try:
             torch.save(state, sink)
         except RuntimeError:
