@@ -1,6 +1,6 @@
 """Rewrites the README's tree: one line a file, taken from its first line of text.
 
-    python scripts/readme_tree.py [--check]
+python scripts/readme_tree.py [--check]
 """
 
 import ast

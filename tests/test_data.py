@@ -208,9 +208,7 @@ def test_skips_unreadable_images_when_told(spoiled, tmp_path):
         assert data.split_fingerprint == expected.split_fingerprint
         for name in ("fit", "search", "test"):
             ours, theirs = getattr(data, name), getattr(expected, name)
-            assert torch.equal(
-                ours.take(torch.arange(len(ours)))[0], theirs.take(torch.arange(len(theirs)))[0]
-            )
+            assert torch.equal(ours.take(torch.arange(len(ours)))[0], theirs.take(torch.arange(len(theirs)))[0])
     assert "4 of 28" in refusal(spoiled, cache=tmp_path / "cache")  # a cache made with skip does not excuse
 
 
@@ -427,9 +425,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 def test_boxes_keep_to_their_law():
-    split = Split(
-        "fit", torch.zeros(4000, 3, 30, 40, dtype=torch.uint8), torch.zeros(4000, dtype=torch.int64)
-    )
+    split = Split("fit", torch.zeros(4000, 3, 30, 40, dtype=torch.uint8), torch.zeros(4000, dtype=torch.int64))
     plan = TrainBatches(split, 4000, (16, 16), Augmentation(erase=0.25), 0).plan(0)
     left, top, w, h = plan.boxes.unbind(1)
     assert min(left.min(), top.min()) >= 0

@@ -162,9 +162,7 @@ def test_interleaving_times_every_candidate_in_every_round():
     samples = interleave(runs, 5, calls=2, progress=lambda done, total: rounds.append((done, total)))
     assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abc", 5)
     assert rounds == [(i, 5) for i in range(1, 6)]
-    turns = [
-        calls[i : i + 9] for i in range(0, 45, 9)
-    ]  # per round: 3 candidates, an untimed and 2 timed calls
+    turns = [calls[i : i + 9] for i in range(0, 45, 9)]  # per round: 3 candidates, an untimed and 2 timed calls
     for turn in turns:
         assert all(len(set(turn[i : i + 3])) == 1 for i in (0, 3, 6))
         assert set(turn) == set("abc")

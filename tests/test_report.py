@@ -144,9 +144,7 @@ def make_design_run(run: Path) -> Path:
         _row("smallest", "smallest subnet", space.minimum, objective, 1622),
         _row("random", "best of 30 random subnets", best["selection"], objective, 1764),
     ]
-    random_rows = [
-        {k: v for k, v in r.items() if k != "selection"} | {"chosen": r is best} for r in random_rows
-    ]
+    random_rows = [{k: v for k, v in r.items() if k != "selection"} | {"chosen": r is best} for r in random_rows]
     (run / "exported").mkdir()
     (run / "exported/model.onnx").write_bytes(b"x" * 654_321)
     costs = _costs(found, CORRECTION)
@@ -214,9 +212,7 @@ def make_design_run(run: Path) -> Path:
     networks = []
     for i in range(6):
         predicted = _latency(space.sample(i))
-        networks.append(
-            {"name": f"check {i}", "predicted": predicted, "measured": predicted * (0.94 + 0.03 * i)}
-        )
+        networks.append({"name": f"check {i}", "predicted": predicted, "measured": predicted * (0.94 + 0.03 * i)})
     fingerprint = {"device": "Cortex-X99", "os": "Linux 6", "runtime": "onnxruntime 1.30.0", "threads": 1}
     table = {
         "format": "pocketformer.latency-table/1",
@@ -312,9 +308,7 @@ def test_page_shows_every_figure_of_the_results(page, design_run):
         "14 epochs",
         "322 steps",
     ]
-    expected += [
-        f"{search[k]:,}" for k in ("steps", "evaluations", "block_executions", "naive_block_executions")
-    ]
+    expected += [f"{search[k]:,}" for k in ("steps", "evaluations", "block_executions", "naive_block_executions")]
     for row in results["comparison"]:
         low, high = row["test"]["interval95"]
         expected += [row["title"], f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.2f} M"]
@@ -368,9 +362,7 @@ def test_plots_hold_the_trajectory_the_random_subnets_and_the_budgets(page, desi
     traces = {trace["name"].split(" (")[0]: trace for trace in by_latency["data"]}
     assert traces["search"]["x"] == pytest.approx([s["latency"] for s in trajectory], rel=1e-4)
     assert traces["search"]["y"] == pytest.approx([s["accuracy"] for s in trajectory], rel=1e-4)
-    assert traces["random subnets"]["y"] == pytest.approx(
-        [r["accuracy"] for r in results["random"]], rel=1e-4
-    )
+    assert traces["random subnets"]["y"] == pytest.approx([r["accuracy"] for r in results["random"]], rel=1e-4)
     assert traces["found network"]["x"] == pytest.approx([trajectory[-1]["latency"]], rel=1e-4)
     assert math.log10(by_mes["layout"]["shapes"][0]["x0"]) == by_mes["layout"]["annotations"][0]["x"]
     assert by_latency["layout"]["shapes"][0]["x0"] == results["budgets"]["latency"]
@@ -380,9 +372,7 @@ def test_plots_hold_the_trajectory_the_random_subnets_and_the_budgets(page, desi
 
 
 def test_best_figures_are_those_of_the_networks_within_budget(page, design_run):
-    rows = re.findall(
-        r"<tr><th scope='row'>(.*?)</tr>", page.split("id='comparison'")[1].split("</table>")[0]
-    )
+    rows = re.findall(r"<tr><th scope='row'>(.*?)</tr>", page.split("id='comparison'")[1].split("</table>")[0])
     found, largest = rows[0], rows[1]
     assert "class='best'>89.35 %" in found  # the largest's 90.15 % is over budget
     assert "class='best'" not in largest
@@ -441,9 +431,7 @@ def test_run_that_has_only_begun_and_damaged_files(tmp_path):
         write_figures([run], tmp_path / "figures")
 
 
-@pytest.mark.parametrize(
-    "key", ["results.json", "latency_table.json", "search.jsonl", "config.yaml", "supernet"]
-)
+@pytest.mark.parametrize("key", ["results.json", "latency_table.json", "search.jsonl", "config.yaml", "supernet"])
 def test_any_piece_may_be_missing(key, tmp_path, design_run):
     run = tmp_path / "run"
     shutil.copytree(design_run, run)

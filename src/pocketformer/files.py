@@ -35,6 +35,10 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # of a full disk, the system does not say which file it was
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

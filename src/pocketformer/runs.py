@@ -26,6 +26,29 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]) -> None:
+    """Raises `UserError` if the folder holds anything but a run of the same command and settings. Writes nothing:
+    a command asks before it reads a single image."""
+    path, settings = Path(path), files.as_json(settings)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder for a run")
+    if (path / "config.yaml").exists():
+        earlier = read_config(path)
+        if earlier["command"] != command:
+            found = earlier["command"]
+            raise UserError(f"{path} holds a run of '{found}', not of '{command}': choose another --out")
+        for name in sorted({*earlier["settings"], *settings}):
+            was, now = earlier["settings"].get(name), settings.get(name)
+            if was != now:
+                raise UserError(
+                    f"{path} holds another run ({name} was {_short(was)}, now {_short(now)}): "
+                    "choose another --out, or repeat the earlier command to resume it"
+                )
+    # A run killed in its first moments leaves its lock and a configuration that was never finished.
+    elif path.is_dir() and not all(p.name == ".lock" or files.is_temporary(p) for p in path.iterdir()):
+        raise UserError(f"{path} is not empty and holds no run: choose another --out")
+
+
 class Run:
     """An output folder in use by this process. Opening it again with the same settings resumes it."""
 
@@ -36,54 +59,31 @@ class Run:
         before these checks.
         """
         self.path = Path(path)
-        settings = json.loads(json.dumps(settings))  # as it will be read back
-        self._check(command, settings)
+        check_folder(path, command, settings)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            check_folder(path, command, settings)  # again: another process may have been here before us
+            if not (self.path / "config.yaml").exists():
+                facts = {"command": command, "settings": files.as_json(settings)}
+                self._write({**facts, "versions": versions(), "facts": {}})
+            self.ledger = Ledger(self.path / "work.jsonl")
         except BlockingIOError:
             self._lock.close()
             raise UserError(f"{self.path}: another process is working in this folder") from None
-        try:
-            self._check(command, settings)  # again: another process may have been here before the lock was ours
-        except UserError:
+        except BaseException:
             self._lock.close()
             raise
-        if not (self.path / "config.yaml").exists():
-            self._write({"command": command, "settings": settings, "versions": versions(), "facts": {}})
-        self.ledger = Ledger(self.path / "work.jsonl")
-
-    def _check(self, command: str, settings: dict) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file, not a folder for a run")
-        config = self.path / "config.yaml"
-        if config.exists():
-            earlier = read_config(self.path)
-            if earlier["command"] != command:
-                found = earlier["command"]
-                raise UserError(f"{self.path} holds a run of '{found}', not of '{command}': choose another --out")
-            for name in sorted({*earlier["settings"], *settings}):
-                was, now = earlier["settings"].get(name), settings.get(name)
-                if was != now:
-                    raise UserError(
-                        f"{self.path} holds another run ({name} was {_short(was)}, now {_short(now)}): "
-                        "choose another --out, or repeat the earlier command to resume it"
-                    )
-        # A run killed in its first moments leaves its lock and a configuration that was never finished.
-        elif self.path.is_dir() and not all(p.name == ".lock" or files.is_temporary(p) for p in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def _write(self, config: dict) -> None:
-        files.write_text(
-            self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        )
+        files.write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def record(self, **facts: Any) -> None:
         """Adds facts found while working (fingerprints); a resumed run must find the same ones."""
         config = read_config(self.path)
         for name, value in facts.items():
-            value = json.loads(json.dumps(value))
+            value = files.as_json(value)
             was = config["facts"].setdefault(name, value)
             if was != value:
                 what = name.replace("_", " ")

@@ -133,9 +133,7 @@ class Architecture:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if len(self.stages) != len(self.design.attention_strides):
-            raise UserError(
-                f"{len(self.stages)} stages, but the design describes {len(self.design.attention_strides)}"
-            )
+            raise UserError(f"{len(self.stages)} stages, but the design describes {len(self.design.attention_strides)}")
 
     @classmethod
     def named(cls, name: str) -> "Architecture":

@@ -126,9 +126,7 @@ class SearchSpace:
             "name": self.name,
             "design": design,
             "expansions": list(self.expansions),
-            "stages": [
-                {"depth": s.depth, "widths": list(s.widths), "attention": s.attention} for s in self.stages
-            ],
+            "stages": [{"depth": s.depth, "widths": list(s.widths), "attention": s.attention} for s in self.stages],
             "smallest": self.smallest.to_dict()["stages"],
         }
 

@@ -36,9 +36,7 @@ class ExportReport:
         return asdict(self)
 
 
-def export(
-    model: nn.Module, path: str | os.PathLike, images: torch.Tensor, format: str = "onnx"
-) -> ExportReport:
+def export(model: nn.Module, path: str | os.PathLike, images: torch.Tensor, format: str = "onnx") -> ExportReport:
     """Writes the deployed graph of `model` for single images, float32, to `path`.
 
     `images`: (N, in_chans, H, W), normalised as in training; the first 32 are run through the file on its own

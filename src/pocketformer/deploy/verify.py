@@ -32,9 +32,7 @@ def check_images(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         raise UserError("verification needs images as a tensor of shape (N, C, H, W) with N >= 1")
     if tuple(images.shape[1:]) != want or not images.is_floating_point():
         given = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise UserError(
-            f"verification needs float images of shape (N, {want[0]}, {want[1]}, {want[2]}), not {given}"
-        )
+        raise UserError(f"verification needs float images of shape (N, {want[0]}, {want[1]}, {want[2]}), not {given}")
     images = images[:MAX_IMAGES].detach().float().cpu()
     if not images.isfinite().all():
         raise UserError("verification images hold values that are not finite")

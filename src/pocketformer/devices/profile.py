@@ -115,9 +115,7 @@ def profile(
     fingerprint |= {"precision": "float32", "grids": [list(grid) for grid in space.grids]}
     fingerprint |= {"resolution": list(space.resolution), "date": datetime.date.today().isoformat()}
     return LatencyTable(
-        entries={
-            key: Entry(ms, interquartile_range(samples[key]), samples[key]) for key, ms in entries.items()
-        },
+        entries={key: Entry(ms, interquartile_range(samples[key]), samples[key]) for key, ms in entries.items()},
         constant=constant,
         unit=times[_UNIT],
         reference=Reference(_REFERENCE, reference_ms),
@@ -129,9 +127,7 @@ def profile(
     )
 
 
-def write_reference(
-    space: SearchSpace, runtime_name: str, num_classes: int, path: Path, batch: int = 1
-) -> None:
+def write_reference(space: SearchSpace, runtime_name: str, num_classes: int, path: Path, batch: int = 1) -> None:
     """Writes the reference network of a table of `space`, for timing other files beside it."""
     write_network(runtime(runtime_name), space.largest, num_classes, space.resolution, path, batch)
 

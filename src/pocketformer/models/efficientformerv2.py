@@ -51,9 +51,7 @@ class EfficientFormerV2(nn.Module):
         for j, stage in enumerate(architecture.stages):
             module = nn.Module()
             module.downsample = build_block(next(rest)) if j > 0 else nn.Identity()
-            module.blocks = nn.ModuleList(
-                build_block(next(rest), layer_scale, next(rates)) for _ in stage.blocks
-            )
+            module.blocks = nn.ModuleList(build_block(next(rest), layer_scale, next(rates)) for _ in stage.blocks)
             self.stages.append(module)
         self.norm = nn.BatchNorm2d(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes)
@@ -110,6 +108,4 @@ def create_model(
     """
     if isinstance(architecture, str):
         architecture = Architecture.named(architecture)
-    return EfficientFormerV2(
-        architecture, num_classes, resolution, distilled, in_chans, drop_path, layer_scale
-    )
+    return EfficientFormerV2(architecture, num_classes, resolution, distilled, in_chans, drop_path, layer_scale)

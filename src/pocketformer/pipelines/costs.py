@@ -32,9 +32,7 @@ class CostModel:
         return replace(self, correction=factor)
 
 
-def objective(
-    budgets: dict[str, float], min_mes: float | None, latency_unit: float, memory_unit: float
-) -> Objective:
+def objective(budgets: dict[str, float], min_mes: float | None, latency_unit: float, memory_unit: float) -> Objective:
     """MES in this device's unit (contract 6.8). Memory enters when it has a budget; its unit, the largest
     subnet's, is a constant factor that no decision depends on."""
     exponents = {**EXPONENTS, **({"memory": 0.5} if "memory" in budgets else {})}

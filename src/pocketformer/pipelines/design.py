@@ -5,7 +5,6 @@ chain ends in the same result.
 """
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from pocketformer import files
@@ -17,6 +16,7 @@ from pocketformer.errors import WorkError
 from pocketformer.models import EfficientFormerV2
 from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
+from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel, objective
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
@@ -28,36 +28,20 @@ from pocketformer.pipelines.settings import DesignSettings, stored_size
 from pocketformer.pipelines.shipping import Candidate, Measured, search_and_measure
 from pocketformer.pipelines.supernets import train_supernet
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run
+from pocketformer.runs import Run, check_folder
 from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import eval_batches
-from pocketformer.training.data import Data
 from pocketformer.training.tasks import load_teacher
-
-
-@dataclass
-class Chain:
-    """What the stages share once the images are read."""
-
-    settings: DesignSettings
-    run: Run
-    data: Data
-    distilled: bool
-
-    @property
-    def path(self) -> Path:
-        return self.run.path
 
 
 def design(settings: DesignSettings, out: str | Path) -> dict:
     """Runs or resumes the whole chain in the folder `out`; returns what is written to `results.json`."""
     runtime(settings.runtime)  # unknown runtimes are refused before anything is written
     latency = LatencyTable.load(settings.latency) if settings.latency else None
-    data = open_images(
-        settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers
-    )
+    check_folder(out, settings.command, settings.to_dict())
+    data = open_images(settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers)
     refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))
@@ -85,11 +69,12 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
             run.ledger,
             about={"data": settings.data, "seed": settings.seed, "bad_images": settings.bad_images},
         )
-        candidates, trajectory = _search(chain, supernet, table, costs, goal)
+        measured = _measured(chain, table)
+        candidates, trajectory = _search(chain, supernet, measured, costs, goal)
         final = FinalTraining(data, settings.final, settings.seed, run.ledger, teacher)
         shipped, exported = _ship(chain, supernet, final, candidates, table, goal)
         scored = _random(chain, supernet, costs, shipped)
-        networks = _compare(chain, supernet, final, shipped, scored)
+        networks = _compare(chain, supernet, final, measured, shipped, scored)
         outcome = results.collect(chain, table, costs, goal, shipped, exported, trajectory, scored, networks)
         files.write_json(run.path / "results.json", outcome)
         return outcome
@@ -124,21 +109,23 @@ def _objective(settings: DesignSettings, table: LatencyTable, costs: CostModel) 
     return goal
 
 
-def _search(
-    chain: Chain, supernet: Supernet, table: LatencyTable, costs: CostModel, goal: Objective
-) -> tuple[list[Candidate], Trajectory]:
+def _measured(chain: Chain, table: LatencyTable) -> Measured:
     settings = chain.settings
 
     def timer(architectures: dict[str, Architecture]) -> dict[str, dict[str, float]]:
         with stage("time whole networks", len(architectures)) as progress:
-            return time_networks(
-                architectures, settings.space, table, settings.runtime, settings.profile, progress
-            )
+            return time_networks(architectures, settings.space, table, settings.runtime, settings.profile, progress)
 
-    measured = Measured(chain.path / "measured.jsonl", timer, chain.run.ledger)
+    return Measured(chain.path / "measured.jsonl", timer, chain.run.ledger)
+
+
+def _search(
+    chain: Chain, supernet: Supernet, measured: Measured, costs: CostModel, goal: Objective
+) -> tuple[list[Candidate], Trajectory]:
+    settings = chain.settings
     with (
-        evaluator(supernet, chain.data, settings.seed, settings.calibration) as evaluate,
         stage("search") as progress,
+        evaluator(supernet, chain.data, settings.seed, settings.calibration, progress) as evaluate,
     ):
         path, ledger = chain.path / "search.jsonl", chain.run.ledger
         trajectory = Trajectory(path, settings.space.whole, costs, goal, evaluate, ledger, progress)
@@ -218,15 +205,18 @@ def _trained(
     """The final training of one network, or its result if that is done."""
     if (folder / "model.safetensors").exists():
         return checkpoint.load_model(folder)[0]
-    if chain.settings.from_scratch:
-        model = final.fresh(selection.architecture)
-    else:
-        model = final.inherit(supernet, selection)
+    scratch = chain.settings.from_scratch
+    model = final.fresh(selection.architecture) if scratch else final.inherit(supernet, selection)
     return final.run(folder, name, model)
 
 
 def _compare(
-    chain: Chain, supernet: Supernet, final: FinalTraining, shipped: Candidate, scored: list[dict]
+    chain: Chain,
+    supernet: Supernet,
+    final: FinalTraining,
+    measured: Measured,
+    shipped: Candidate,
+    scored: list[dict],
 ) -> list[Compared]:
     """The found network beside the largest, the smallest and the best random one, all trained alike."""
     space, data, seed = chain.settings.space, chain.data, chain.settings.seed
@@ -238,9 +228,11 @@ def _compare(
     if scored[1:]:
         best = max(scored[1:], key=lambda line: (line["accuracy"], -line["loss"]))
         chosen["random"] = (Selection.from_dict(space, best["selection"]), best["accuracy"], "random")
+    latencies = measured([selection.architecture for selection, _, _ in chosen.values()])
     compared = []
-    for name, (selection, accuracy, folder) in chosen.items():
+    for (name, (selection, accuracy, folder)), latency in zip(chosen.items(), latencies, strict=True):
         model = _trained(chain, supernet, final, selection, chain.path / "networks" / folder, name)
         outcome, test = test_result(model, data)
-        compared.append(Compared(name, selection, accuracy, outcome, test, f"networks/{folder}/metrics.jsonl"))
+        metrics = f"networks/{folder}/metrics.jsonl"
+        compared.append(Compared(name, selection, accuracy, latency["latency"], outcome, test, metrics))
     return compared

@@ -104,4 +104,3 @@ def recalibrated_score(supernet: Supernet, selection: Selection, data: Data, see
     model = supernet.extract(selection).to(memory_format=torch.channels_last)
     recalibrate(model, data.fit, model.resolution, seed)
     return evaluate(model.eval(), data.search, model.resolution)
-

@@ -98,9 +98,7 @@ def time_networks(
         for i, (name, network) in enumerate(networks.items()):
             if isinstance(network, Architecture):
                 paths[name] = Path(folder) / f"{i}{module.SUFFIX}"
-                write_network(
-                    module, network, table.num_classes, table.resolution, paths[name], settings.batch
-                )
+                write_network(module, network, table.num_classes, table.resolution, paths[name], settings.batch)
             else:
                 paths[name] = network
             if progress:

@@ -29,9 +29,7 @@ def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes
         )
 
 
-def refuse_small_budgets(
-    space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int, distilled: bool
-) -> None:
+def refuse_small_budgets(space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int, distilled: bool) -> None:
     """Parameters and memory are known in closed form: an impossible budget is refused before anything is done."""
     for name in budgets.keys() - {"latency"}:
         low, high = (

@@ -1,13 +1,11 @@
 """`results.json`: everything that came out of a `design` run, as plain data for the page and the last lines."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from pocketformer import files
 from pocketformer.architecture import Selection
 from pocketformer.devices import LatencyTable
+from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.shipping import Candidate
@@ -15,9 +13,6 @@ from pocketformer.runs import versions
 from pocketformer.search import Objective
 from pocketformer.search.evaluation import shared_prefix
 from pocketformer.training.evaluation import Outcome, paired_difference
-
-if TYPE_CHECKING:
-    from pocketformer.pipelines.design import Chain
 
 _TITLES = {
     "found": "found by the search",
@@ -34,6 +29,7 @@ class Compared:
     name: str
     selection: Selection
     accuracy_search: float
+    latency: float  # of the whole network as measured, ms
     outcome: Outcome
     test: dict
     metrics: str
@@ -57,6 +53,8 @@ def collect(
     usage = goal.usage(final_costs)
     architecture = shipped.architecture
     report = exported["report"]
+    # The shipped network was timed twice: as a candidate, and as the file that ships. The file is what counts.
+    networks = [replace(n, latency=latency["latency"]) if n.name == "found" else n for n in networks]
     return {
         "command": settings.command,
         "seed": settings.seed,
@@ -103,7 +101,7 @@ def collect(
                 "teacher": settings.teacher,
             },
         },
-        "comparison": [_row(n, table, costs, goal, latency if n.name == "found" else None) for n in networks],
+        "comparison": [_row(n, table, costs, goal) for n in networks],
         "random": _cloud(scored, space, costs, goal),
         "verdict": verdict(networks),
         "search": _search(trajectory),
@@ -115,9 +113,7 @@ def collect(
     }
 
 
-def _row(
-    network: Compared, table: LatencyTable, costs: CostModel, goal: Objective, measured: dict | None
-) -> dict:
+def _row(network: Compared, table: LatencyTable, costs: CostModel, goal: Objective) -> dict:
     architecture = network.selection.architecture
     own = costs(network.selection)
     return {
@@ -126,8 +122,9 @@ def _row(
         "parameters": own["size"],
         "macs": architecture.macs(num_classes=costs.num_classes, distilled=False),
         "latency_predicted": table.latency(architecture),
-        "latency_measured": measured["latency"] if measured else None,
-        "mes": goal.mes(own),
+        "latency_measured": network.latency,
+        "mes": goal.mes({**own, "latency": network.latency}),
+        "peak_memory": own["memory"],
         "accuracy_search": network.accuracy_search,
         "test": network.test,
     }
@@ -157,7 +154,9 @@ def verdict(networks: list[Compared]) -> dict:
     if "random" not in by_name:
         return {"difference": None, "half_width": None, "text": "There was no random subnet to compare with."}
     mean, half = paired_difference(by_name["found"].outcome, by_name["random"].outcome)
-    figures = f"{100 * mean:+.1f} points on test, 95 % interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}"
+    figures = (
+        f"{100 * mean:+.1f} points on test, 95 % interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}"
+    )
     if mean > half:
         text = f"The search wins over the best random subnet of the same cost ({figures})."
     elif mean > 0:

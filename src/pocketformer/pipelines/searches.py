@@ -33,9 +33,7 @@ def search(
     check_table(table, str(table_file), supernet.space, config["num_classes"])
     costs = CostModel(table, config["num_classes"])
     largest = costs(supernet.space.largest)
-    goal = objective(
-        {name: b.of(largest[name]) for name, b in limits.items()}, min_mes, table.unit, largest["memory"]
-    )
+    goal = objective({name: b.of(largest[name]) for name, b in limits.items()}, min_mes, table.unit, largest["memory"])
     refuse_unreachable(supernet.space, costs, goal)
     data = open_images(config["data"], stored_size(supernet.space), config["seed"], config["bad_images"], 2)
     settings = {
@@ -49,8 +47,8 @@ def search(
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         run.record(space=supernet.space.to_dict())
         with (
-            evaluator(supernet, data, config["seed"], calibration) as evaluate,
             stage("search") as progress,
+            evaluator(supernet, data, config["seed"], calibration, progress) as evaluate,
         ):
             path = run.path / "search.jsonl"
             trajectory = Trajectory(path, supernet.space.whole, costs, goal, evaluate, run.ledger, progress)

@@ -89,12 +89,9 @@ class Trajectory:
         """Runs a phase to its end; replays what an earlier process has already written of it."""
         while self._replayed < len(self.lines):
             line = self.lines[self._replayed]
-            if line["type"] == "end" or (line["type"] == "evaluated" and line["phase"] == name):
-                self._replayed += 1
-            elif line["type"] == "executed" and line["phase"] == name:
-                self._replayed += 1
-            else:
+            if line["type"] != "end" and (line["type"] == "correction" or line["phase"] != name):
                 break
+            self._replayed += 1
             if line["type"] == "end":
                 return line["status"]
         last = self.points()[-1]
@@ -130,7 +127,9 @@ class Trajectory:
 
 
 @contextmanager
-def evaluator(supernet: Supernet, data: Data, seed: int, calibration: int = 128) -> Iterator[PrefixEvaluator]:
+def evaluator(
+    supernet: Supernet, data: Data, seed: int, calibration: int = 128, progress: Stage | None = None
+) -> Iterator[PrefixEvaluator]:
     """Scores subnets on the search split. Each batch begins with the same `calibration` images of fit, from
     which every norm takes its statistics: in the middle of a search a subnet has been trained rarely or never,
     and its switches' running statistics belong to others. 0: the switches' own statistics, as in the paper.
@@ -144,9 +143,18 @@ def evaluator(supernet: Supernet, data: Data, seed: int, calibration: int = 128)
         for images, labels in eval_batches(data.search, batch_size, size):
             yield torch.cat([unlabelled, images]).contiguous(memory_format=torch.channels_last), labels
 
+    found = PrefixEvaluator(supernet.run, batches, len(unlabelled))
+    if progress is not None:
+        count = len(eval_batches(data.search, batch_size, size))
+
+        def inside_a_step(executed: int, planned: int) -> None:
+            share = executed / (planned * count)
+            progress.update(progress.done, f"step {progress.done + 1}: {share:.0%} of its actions evaluated")
+
+        found.progress = inside_a_step
     supernet.eval()
     with supernet.calibrated(len(unlabelled)):
-        yield PrefixEvaluator(supernet.run, batches, len(unlabelled))
+        yield found
 
 
 def _first(count: int) -> Callable[[dict], bool]:

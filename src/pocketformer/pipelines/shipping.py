@@ -105,4 +105,3 @@ def search_and_measure(trajectory: Trajectory, measured: Measured) -> list[Candi
 def _holds(candidate: Candidate, trajectory: Trajectory) -> bool:
     costs = {**candidate.costs, "latency": candidate.costs["latency"] * (1 + MARGIN)}
     return trajectory.objective.met(costs)
-

@@ -11,7 +11,7 @@ from pocketformer.errors import UserError
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.settings import stored_size
 from pocketformer.progress import stage
-from pocketformer.runs import Ledger, Run
+from pocketformer.runs import Ledger, Run, check_folder
 from pocketformer.supernet import Supernet
 from pocketformer.supernet.sampling import Sandwich
 from pocketformer.training import checkpoint
@@ -84,11 +84,10 @@ def supernet_run(
     """`supernet` on its own: trains in a run's folder, or resumes there. `plain`: no in-place distillation."""
     about = {"data": source, "seed": seed, "bad_images": bad_images}
     settings = {**about, "space": space.to_dict(), "recipe": recipe.to_dict(), "plain": plain}
+    check_folder(out, "supernet", settings)
     images = open_images(source, stored_size(space), seed, bad_images, workers)
     with Run(out, "supernet", settings) as run:
         run.record(data_fingerprint=images.fingerprint, split_fingerprint=images.split_fingerprint)
-        net = train_supernet(
-            run.path, space, images, recipe, seed, run.ledger, in_place=not plain, about=about
-        )
+        net = train_supernet(run.path, space, images, recipe, seed, run.ledger, in_place=not plain, about=about)
     numbers = sum(p.numel() for p in net.parameters())
     return {"supernet": str(out), "space": space.name, "shared_parameters": numbers}

@@ -14,7 +14,7 @@ from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, as_test_result, test_result
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.progress import say
-from pocketformer.runs import Run, read_config
+from pocketformer.runs import Run, check_folder, read_config
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.data import Data
@@ -45,11 +45,6 @@ def train_network(
 ) -> dict:
     """Trains one network on fit + search and evaluates it on test; resumes in the same folder."""
     described = load_architecture(architecture)
-    height, width = described.design.resolution
-    share = 1.0 if max(height, width) <= 64 else 0.875
-    data = open_images(source, (round(height / share), round(width / share)), seed, bad_images, workers)
-    guide = load_teacher(teacher, len(data.classes)) if teacher else None
-    start = _load_init(init, described, len(data.classes)) if init else None
     settings = {
         "architecture": described.to_dict(),
         "data": source,
@@ -59,6 +54,12 @@ def train_network(
         "seed": seed,
         "bad_images": bad_images,
     }
+    check_folder(out, "train", settings)
+    height, width = described.design.resolution
+    share = 1.0 if max(height, width) <= 64 else 0.875
+    data = open_images(source, (round(height / share), round(width / share)), seed, bad_images, workers)
+    guide = load_teacher(teacher, len(data.classes)) if teacher else None
+    start = _load_init(init, described, len(data.classes)) if init else None
     with Run(out, "train", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         final = FinalTraining(data, recipe, seed, run.ledger, guide)

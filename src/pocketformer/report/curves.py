@@ -40,8 +40,7 @@ def predicted_measured(record: Record) -> Plot | None:
         chosen = [pair for pair in pairs if pair[0] == kind]
         if chosen:
             texts = [
-                f"<b>{safe(title)}</b><br>predicted {ms(p)}<br>measured {ms(m)}"
-                f"<br>error {percent(p / m - 1, 1)}"
+                f"<b>{safe(title)}</b><br>predicted {ms(p)}<br>measured {ms(m)}<br>error {percent(p / m - 1, 1)}"
                 for _, title, p, m in chosen
             ]
             x, y = [pair[3] for pair in chosen], [pair[2] for pair in chosen]
@@ -136,7 +135,5 @@ def training_curves(record: Record) -> list[Plot]:
     if single:
         title = "Final trainings" if record.command == "design" else "Training"
         caption = "Loss of each training step; hover for the learning rate."
-        plots.append(
-            Plot("training_loss", title, figure(single, axis("Step"), axis("Training loss")), caption)
-        )
+        plots.append(Plot("training_loss", title, figure(single, axis("Step"), axis("Training loss")), caption))
     return plots

@@ -18,9 +18,7 @@ CSS = """
 """
 
 
-def _slots(
-    stage: int, architecture: Architecture, selection: Selection | None
-) -> list[tuple[str, float, bool]]:
+def _slots(stage: int, architecture: Architecture, selection: Selection | None) -> list[tuple[str, float, bool]]:
     """(kind, expansion, kept) of each slot; without a selection, of each block."""
     if selection is None:
         blocks = architecture.stages[stage].blocks
@@ -50,9 +48,7 @@ def _block(x: float, y: float, kind: str, ratio: float, kept: bool, most: float,
     )
     if not kept:
         return box
-    return box + (
-        f'<text class="small" x="{x + _BOX / 2}" y="{y + _HEIGHT + 13}" text-anchor="middle">{letter}</text>'
-    )
+    return box + (f'<text class="small" x="{x + _BOX / 2}" y="{y + _HEIGHT + 13}" text-anchor="middle">{letter}</text>')
 
 
 def _line_box(y: float, text: str) -> str:
@@ -116,8 +112,7 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
         frame = _LABEL * 2 + _HEIGHT + 26
         parts.append(f'<rect class="frame" x="0.5" y="{y}" width="{width - 1}" height="{frame}" rx="8"/>')
         parts.append(
-            f'<text class="strong" x="10" y="{y + 18}">'
-            f"Stage {j + 1}: grid {grids[j][0]} × {grids[j][1]}</text>"
+            f'<text class="strong" x="10" y="{y + 18}">Stage {j + 1}: grid {grids[j][0]} × {grids[j][1]}</text>'
         )
         parts.append(f'<text class="small" x="10" y="{y + 34}">{title}</text>')
         for i, (kind, ratio, kept) in enumerate(row):
@@ -125,9 +120,7 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
         y += frame + 2
     parts.append(_arrow(y))
     parts.append(
-        _line_box(
-            y + 20, f"Head: mean of {grids[-1][0]} × {grids[-1][1]}, {head.width} to {num_classes} classes"
-        )
+        _line_box(y + 20, f"Head: mean of {grids[-1][0]} × {grids[-1][1]}, {head.width} to {num_classes} classes")
     )
     height = y + 20 + 30
     attention = sum(isinstance(b, Attention) for s in architecture.stages for b in s.blocks)

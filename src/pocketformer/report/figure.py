@@ -59,9 +59,7 @@ def _rounded(values: Sequence) -> list:
     return [float(f"{v:.6g}") if is_number(v) else None for v in values]
 
 
-def trace(
-    name: str, x: Sequence, y: Sequence, mode: str, colour: str, text: Sequence[str] = (), **more
-) -> dict:
+def trace(name: str, x: Sequence, y: Sequence, mode: str, colour: str, text: Sequence[str] = (), **more) -> dict:
     """`more["marker"]` and `more["line"]` add to the colour."""
     hover = {"text": list(text), "hovertemplate": "%{text}<extra></extra>"} if text else {}
     marker, line = {"color": colour, **more.pop("marker", {})}, {"color": colour, **more.pop("line", {})}
@@ -97,9 +95,7 @@ def log_axis(title: str, values: Sequence[float]) -> dict:
     """A log axis with round ticks of its own: plotly labels a short one with bare digits."""
     low, high = min(values) / 1.06, max(values) * 1.06
     steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-    ticks = [
-        s * 10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for s in steps
-    ]
+    ticks = [s * 10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for s in steps]
     ticks = [t for t in ticks if low <= t <= high]
     while len(ticks) > 7:
         ticks = ticks[::2]

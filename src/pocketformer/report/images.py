@@ -126,10 +126,7 @@ def _x_ticks(axis: dict, x: _Scale, panels) -> str:
             parts.append(f'<path d="M{at:.1f} {panel.start:.1f}V{panel.end:.1f}" stroke="{LIGHT["line"]}"/>')
         parts.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     middle = (x.start + x.end) / 2
-    return (
-        "".join(parts)
-        + f'<text x="{middle}" y="{bottom + 40}" text-anchor="middle">{axis["title"]["text"]}</text>'
-    )
+    return "".join(parts) + f'<text x="{middle}" y="{bottom + 40}" text-anchor="middle">{axis["title"]["text"]}</text>'
 
 
 def _dash(line: dict) -> str:
@@ -163,9 +160,7 @@ def _trace(trace: dict, x: _Scale, y: _Scale) -> str:
         line = trace["line"]
         path = "".join(f"{'L' if i else 'M'}{a:.1f} {b:.1f}" for i, (a, b) in enumerate(points))
         width = line.get("width", 2)
-        parts.append(
-            f'<path d="{path}" fill="none" stroke="{line["color"]}" stroke-width="{width}"{_dash(line)}/>'
-        )
+        parts.append(f'<path d="{path}" fill="none" stroke="{line["color"]}" stroke-width="{width}"{_dash(line)}/>')
     if "markers" in trace["mode"]:
         parts += [_marker(a, b, trace["marker"]) for a, b in points]
     return f'<g opacity="{trace.get("opacity", 1)}">{"".join(parts)}</g>'
@@ -194,9 +189,7 @@ def _legend(data: list[dict]) -> tuple[str, int]:
         y = _HEIGHT + row * _ROW + 6
         if "lines" in trace["mode"]:
             line = trace["line"]
-            parts.append(
-                f'<path d="M{x} {y - 4}h18" stroke="{line["color"]}" stroke-width="2"{_dash(line)}/>'
-            )
+            parts.append(f'<path d="M{x} {y - 4}h18" stroke="{line["color"]}" stroke-width="2"{_dash(line)}/>')
         if "markers" in trace["mode"]:
             parts.append(_marker(x + 9, y - 4, trace["marker"]))
         parts.append(f'<text x="{x + 24}" y="{y}">{trace["name"]}</text>')

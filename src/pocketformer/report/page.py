@@ -56,9 +56,7 @@ def write_figures(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
         for plot in group:
             page = _Page(folder)
             path = folder / f"{prefix}{plot.name}.html"
-            files.write_text(
-                path, _document(plot.title, f"<h1>{safe(plot.title)}</h1>{page.plot(plot)}", True)
-            )
+            files.write_text(path, _document(plot.title, f"<h1>{safe(plot.title)}</h1>{page.plot(plot)}", True))
             written += [path, *save_image(plot, folder, f"{prefix}{plot.name}")]
     if not written:
         raise UserError("nothing to draw: the runs hold no search, training, network or measurement yet")
@@ -145,9 +143,7 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
     missing = [title.lower() for name, title, content in contents if not content and name != "settings"]
     remarks = [f"Not in this folder (yet): {', '.join(missing)}."] if missing else []
     remarks += [f"Could not be read: {problem}" for problem in record.problems]
-    links = "".join(
-        f"<a href='#{prefix}{name}'>{safe(title)}</a>" for name, title, content in contents if content
-    )
+    links = "".join(f"<a href='#{prefix}{name}'>{safe(title)}</a>" for name, title, content in contents if content)
     header = (
         f"<header><h1 id='{prefix}top'>{safe(record.command)}: {safe(record.title)}</h1>"
         f"{sections.asked(record)}{sections.verdict(record)}{sections.outcome(record)}{sections.budgets(record)}"
@@ -170,9 +166,7 @@ def _side_by_side(records: list[Record], page: _Page) -> str:
         shipped, row = part(record.results, "shipped", default={}), sections.found_row(record)
         last = plots.found_state(record) or {}
         latency = part(shipped, "latency", "measured")
-        shown = (
-            f"{ms(latency)} measured" if latency else f"{ms(last.get('latency'))} predicted" if last else "—"
-        )
+        shown = f"{ms(latency)} measured" if latency else f"{ms(last.get('latency'))} predicted" if last else "—"
         cells = (
             count(shipped.get("parameters") or last.get("parameters")),
             shown,

@@ -40,8 +40,7 @@ def _random_trace(record: Record, cost: str) -> list[dict]:
     for line in lines:
         chosen = "<br>the best on the search split: trained and compared" if line.get("chosen") else ""
         texts.append(
-            f"<b>random subnet</b><br>{percent(line['accuracy'])} on the search split"
-            f"<br>{_costs_text(line)}{chosen}"
+            f"<b>random subnet</b><br>{percent(line['accuracy'])} on the search split<br>{_costs_text(line)}{chosen}"
         )
     x, y = [line[cost] for line in lines], [line["accuracy"] for line in lines]
     rings = [2 if line.get("chosen") else 0 for line in lines]
@@ -55,9 +54,7 @@ def _search_traces(record: Record, cost: str) -> list[dict]:
     if trajectory:
         x, y = [s[cost] for s in trajectory], [s["accuracy"] for s in trajectory]
         texts = [_state_text(s) for s in trajectory]
-        data.append(
-            trace("search", x, y, "lines+markers", "@blue", texts, marker={"size": 5}, line={"width": 1.5})
-        )
+        data.append(trace("search", x, y, "lines+markers", "@blue", texts, marker={"size": 5}, line={"width": 1.5}))
         found = found_state(record)
         if found in trajectory:
             star = {"size": 15, "symbol": "star", "line": {"color": "@fg", "width": 1}}
@@ -108,12 +105,8 @@ def mes_accuracy(record: Record) -> Plot | None:
             notes.append(note)
             values.append(value)
     x = log_axis("MES (log scale)", values)
-    picture = figure(
-        data, x, axis("Accuracy, search split", tickformat=".0%"), shapes=shapes, annotations=notes
-    )
-    caption = (
-        f"{_note(record)} MES, the Mobile Efficiency Score, grows as latency and size shrink (paper, Fig. 3)."
-    )
+    picture = figure(data, x, axis("Accuracy, search split", tickformat=".0%"), shapes=shapes, annotations=notes)
+    caption = f"{_note(record)} MES, the Mobile Efficiency Score, grows as latency and size shrink (paper, Fig. 3)."
     return Plot("mes_accuracy", "Efficiency against accuracy", picture, caption)
 
 
@@ -121,9 +114,7 @@ def _mes_of_budgets(record: Record) -> float | None:
     """MES of a network that used each budget to the full; none unless every metric of MES has one."""
     start = next((line for line in record.search if line.get("type") == "start"), {})
     exponents, units = part(start, "exponents", default={}), part(start, "units", default={})
-    if not exponents or not all(
-        is_number(record.budgets.get(n)) and is_number(units.get(n)) for n in exponents
-    ):
+    if not exponents or not all(is_number(record.budgets.get(n)) and is_number(units.get(n)) for n in exponents):
         return None
     return 100 * math.prod((record.budgets[n] / units[n]) ** -e for n, e in exponents.items())
 
@@ -138,9 +129,7 @@ def latency_accuracy(record: Record) -> Plot | None:
         extra = {"shapes": [shape], "annotations": [note]}
     x = axis("Predicted latency (ms)")
     picture = figure(data, x, axis("Accuracy, search split", tickformat=".0%"), **extra)
-    return Plot(
-        "latency_accuracy", "Latency against accuracy", picture, f"{_note(record)} Latencies are the table's."
-    )
+    return Plot("latency_accuracy", "Latency against accuracy", picture, f"{_note(record)} Latencies are the table's.")
 
 
 def steps(record: Record) -> Plot | None:
@@ -201,7 +190,5 @@ def trajectories(records: Sequence[Record]) -> Plot | None:
         return None
     x = log_axis("MES (log scale)", [v for drawn in data for v in drawn["x"]])
     picture = figure(data, x, axis("Accuracy, search split", tickformat=".0%"))
-    caption = (
-        f"{_SUPERNET} Runs on another device or runtime have another unit of MES and cannot be compared here."
-    )
+    caption = f"{_SUPERNET} Runs on another device or runtime have another unit of MES and cannot be compared here."
     return Plot("trajectories", "The searches side by side", picture, caption)

@@ -178,9 +178,7 @@ def chosen_network(record: Record) -> tuple[Architecture | None, Selection | Non
         try:
             selection = Selection.from_dict(space, values)
         except (ValueError, KeyError, TypeError, AttributeError):
-            record.problems.append(
-                "the chosen selection does not fit the space; it is drawn without its slots"
-            )
+            record.problems.append("the chosen selection does not fit the space; it is drawn without its slots")
     described = part(record.results, "shipped", "architecture", default={})
     if not described and (record.path / "architecture.json").is_file():
         described = _object(record, "architecture.json", "architecture")

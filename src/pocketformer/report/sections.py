@@ -70,9 +70,7 @@ def outcome(record: Record) -> str:
     shipped, test = part(record.results, "shipped", default={}), part(found_row(record), "test", default={})
     cards = []
     if shipped:
-        macs = (
-            f"{millions(shipped.get('macs'))} multiply-adds, {size(shipped.get('peak_memory'))} peak memory"
-        )
+        macs = f"{millions(shipped.get('macs'))} multiply-adds, {size(shipped.get('peak_memory'))} peak memory"
         cards.append(card(count(shipped.get("parameters")), "Parameters", macs))
         latency = part(shipped, "latency", default={})
         if is_number(latency.get("measured")):
@@ -92,9 +90,7 @@ def outcome(record: Record) -> str:
     if not shipped and last:
         cards.append(card(count(last.get("parameters")), "Parameters", f"after step {last.get('step')}"))
         cards.append(card(ms(last.get("latency")), "Latency, predicted", "by the table"))
-        cards.append(
-            card(percent(last.get("accuracy")), "Accuracy, search split", "with the supernet's weights")
-        )
+        cards.append(card(percent(last.get("accuracy")), "Accuracy, search split", "with the supernet's weights"))
     return f"<div class='cards'>{''.join(cards)}</div>" if cards else ""
 
 
@@ -139,9 +135,7 @@ def take(record: Record, page_folder: Path) -> str:
             link = quote(Path(os.path.relpath(path, page_folder.resolve())).as_posix())
             items.append(f"<li><a href='{link}'>{safe(name)}</a> ({size(path.stat().st_size)})</li>")
         elif path == (record.path / str(shipped.get("file"))).resolve():
-            items.append(
-                f"<li>{safe(name)} ({size(shipped.get('file_bytes'))}; no longer in the folder)</li>"
-            )
+            items.append(f"<li>{safe(name)} ({size(shipped.get('file_bytes'))}; no longer in the folder)</li>")
     return f"<h3>Files to take</h3><ul>{''.join(items)}</ul>" if items else ""
 
 

@@ -44,11 +44,13 @@ class PrefixEvaluator:
 
     `run` executes one step (of a supernet in eval mode); `batches` gives the search split's images anew at each
     call. The first `unscored` images of each batch have no labels and are not scored (they calibrate the norms).
-    `executed` counts block executions, one a step and batch.
+    `executed` counts block executions, one a step and batch. `progress`, if set, is called with the executions of
+    this call so far and those that each of its batches takes.
     """
 
     def __init__(self, run: Run, batches: Batches, unscored: int = 0):
         self.run, self.batches, self.unscored = run, batches, unscored
+        self.progress: Callable[[int, int], None] | None = None
         self.executed = 0
 
     def _tally(self) -> "_Tally":
@@ -65,6 +67,7 @@ class PrefixEvaluator:
         departing: dict[int, list[int]] = {}
         for i, candidate in enumerate(candidates):
             departing.setdefault(shared_prefix(current, candidate), []).append(i)
+        begun, planned = self.executed, block_executions(current, candidates)
         tallies = [self._tally() for _ in candidates]
         own = self._tally()
         for images, labels in self.batches():
@@ -73,6 +76,8 @@ class PrefixEvaluator:
                 for i in departing.get(position, ()):
                     tallies[i].add(self._run(x, candidates[i].steps[position:]), labels)
                 x = self._run(x, (step,))
+                if self.progress:
+                    self.progress(self.executed - begun, planned)
             own.add(x, labels)
             for i in departing.get(len(current.steps), ()):  # the same network again
                 tallies[i].add(x, labels)

@@ -26,9 +26,7 @@ def smallest_latency(space: SearchSpace, latency: Callable[[Selection], float]) 
     return min(members, key=latency)
 
 
-def smallest_reachable(
-    space: SearchSpace, costs: Callable[[Selection], Mapping[str, float]]
-) -> dict[str, float]:
+def smallest_reachable(space: SearchSpace, costs: Callable[[Selection], Mapping[str, float]]) -> dict[str, float]:
     """The smallest value of each cost over the space: parameters and memory at the minimum, latency searched."""
     values = dict(costs(space.minimum))
     if "latency" in values:

@@ -122,9 +122,7 @@ class ElasticFFN(nn.Module):
 class ElasticAttention(nn.Module):
     """Heads and their dimensions are fixed: only the block's input and output width is elastic."""
 
-    def __init__(
-        self, value: values.AttentionBlock, widths: tuple[int, ...], layer_scale: float, drop_path: float
-    ):
+    def __init__(self, value: values.AttentionBlock, widths: tuple[int, ...], layer_scale: float, drop_path: float):
         super().__init__()
         width, keys, vals = value.width, value.keys, value.values
         outer = _widths(widths)

@@ -145,5 +145,3 @@ class Supernet(nn.Module):
             state.update({f"{name}.weight": head.weight[:, :width], f"{name}.bias": head.bias})
         model.load_state_dict(state)
         return model.train(self.training)
-
-

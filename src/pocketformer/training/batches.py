@@ -172,9 +172,7 @@ def centre_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return images[..., top : top + size[0], left : left + size[1]]
 
 
-def crop(
-    images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
+def crop(images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Cuts a box out of each image, flips it left to right where asked, resizes to `size` and normalises.
 
     images uint8 (B, 3, S_h, S_w), boxes float (B, 4) left, top, width, height in pixels, flips bool (B,);

@@ -139,18 +139,10 @@ def open_data(
         test=splits["test"],
         fingerprint=_fingerprint(
             *(f"class {name}" for name in classes),
-            *(
-                f"{names[row]} {decoded.digests[row]}"
-                for part in ("fit+search", "test")
-                for row in rows[part]
-            ),
+            *(f"{names[row]} {decoded.digests[row]}" for part in ("fit+search", "test") for row in rows[part]),
         ),
         split_fingerprint=_fingerprint(
-            *(
-                f"{part} {names[row]} {decoded.digests[row]}"
-                for part in ("fit", "search", "test")
-                for row in rows[part]
-            )
+            *(f"{part} {names[row]} {decoded.digests[row]}" for part in ("fit", "search", "test") for row in rows[part])
         ),
         notes=tuple(notes),
         median_side=decoded.median_side,
@@ -206,20 +198,14 @@ def _split(
     else:
         chosen = stratified(decoded.labels[rest], (len(rest) + 5) // 10, seed, purpose=1)
         test, rest = rest[chosen], rest[~chosen]
-        notes.append(
-            f"no val/: a stratified tenth ({len(test)} images, seed {seed}) was set aside as the test split"
-        )
+        notes.append(f"no val/: a stratified tenth ({len(test)} images, seed {seed}) was set aside as the test split")
     count = search_count(len(rest))
     chosen = stratified(decoded.labels[rest], count, seed, purpose=2)
     search, fit = rest[chosen], rest[~chosen]
     if count < SEARCH_SMALLEST:
-        notes.append(
-            f"small set: the search split is half of the images besides test ({len(search)} of {len(rest)})"
-        )
+        notes.append(f"small set: the search split is half of the images besides test ({len(search)} of {len(rest)})")
     elif len(rest) < 10 * SEARCH_SMALLEST - 5:
-        notes.append(
-            f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)"
-        )
+        notes.append(f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)")
     return {"fit": fit, "search": search, "fit+search": rest, "test": test}
 
 

@@ -120,9 +120,7 @@ def _refuse_bad(found: Found, bad: dict[int, str], accept_bad: bool) -> None:
         )
 
 
-def _decode(
-    found: Found, images: np.ndarray, workers: int, progress: Callable[[int, int], None] | None
-) -> Decoded:
+def _decode(found: Found, images: np.ndarray, workers: int, progress: Callable[[int, int], None] | None) -> Decoded:
     size = images.shape[2:]
     labels = np.full(len(found), -1, np.int64)
     digests = [""] * len(found)

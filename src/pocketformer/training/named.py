@@ -131,9 +131,7 @@ def _as_sample(image: Image.Image, label: Any) -> Sample:
 
 def _label(label: Any) -> int:
     if isinstance(label, bool) or not hasattr(label, "__index__") or int(label) < 0:
-        raise UserError(
-            f"a label is {label!r}, not the number of a class: this data set is not for classification"
-        )
+        raise UserError(f"a label is {label!r}, not the number of a class: this data set is not for classification")
     return int(label)
 
 

@@ -68,9 +68,7 @@ def find(source: str | os.PathLike) -> Found:
         except OSError as error:
             raise UserError(f"{source}: cannot be listed: {error.strerror}: {error.filename}") from None
     if path.exists():
-        raise UserError(
-            f"{source}: is a file; give a folder with train/ (and val/), one sub-folder per class"
-        )
+        raise UserError(f"{source}: is a file; give a folder with train/ (and val/), one sub-folder per class")
     prefix, slash, name = source.partition("/")
     if slash and name and prefix.lower() in PREFIXES:
         from pocketformer.training.named import find_named  # brings in timm
@@ -128,9 +126,7 @@ def _checked_scan(folder: Path, notes: list[str]) -> dict[str, list[str]]:
     if not classes:
         raise UserError(f"{folder}: has no class folders; images belong into one sub-folder per class")
     if len(classes) == 1:
-        raise UserError(
-            f"{folder}: has only one class folder ({next(iter(classes))}); at least two are needed"
-        )
+        raise UserError(f"{folder}: has only one class folder ({next(iter(classes))}); at least two are needed")
     if empty := [name for name, paths in classes.items() if not paths]:
         raise UserError(f"{folder}: class folders without images: {some(empty)}; fill or remove them")
     if loose:
