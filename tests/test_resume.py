@@ -32,12 +32,12 @@ from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.settings import Budget, DesignSettings, ProfileSettings
 from pocketformer.runs import Run, repeated_units
-from pocketformer.training import checkpoint
+from pocketformer.training import checkpoint, engine
 from pocketformer.training.recipe import Recipe
 
 SEED = int(os.environ.get("RESUME_TEST_SEED", "0"))  # of the moments at which runs are killed
 INTERVAL = Recipe.small_images().checkpoint_every
-SUPERNET_STEPS, FINAL_STEPS = 45, 30  # of a training in this job: more than one interval, no whole number of them
+SUPERNET_STEPS, FINAL_STEPS = 45, 30  # of a training in this job: no whole number of intervals
 SPACE = """\
 name: tiny
 design:
@@ -213,7 +213,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def untimed(results: dict) -> dict:
     """`results.json` without what a clock has measured."""
     shipped = {name: value for name, value in results["shipped"].items() if name not in ("latency", "mes")}
-    rows = [{k: v for k, v in row.items() if k != "latency_measured"} for row in results["comparison"]]
+    rows = [{k: v for k, v in row.items() if k not in ("latency_measured", "mes")} for row in results["comparison"]]
     return {**results, "shipped": shipped, "comparison": rows}
 
 
@@ -228,9 +228,10 @@ def assert_same_result(folder: Path, unbroken: Path) -> None:
     for path in unbroken.rglob("last.ckpt"):
         mine, other = (checkpoint.load_last(f / path.relative_to(unbroken)) for f in (folder, unbroken))
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
-    assert untimed(files.read_json(folder / "results.json")) == untimed(files.read_json(unbroken / "results.json"))
-    done = [{(line["stage"], line["unit"]) for line in files.Lines.read(f / "work.jsonl")} for f in (folder, unbroken)]
-    assert done[0] == done[1]
+    mine, other = (untimed(files.read_json(f / "results.json")) for f in (folder, unbroken))
+    assert mine == other
+    mine, other = (files.Lines.read(f / "work.jsonl") for f in (folder, unbroken))
+    assert {(line["stage"], line["unit"]) for line in mine} == {(line["stage"], line["unit"]) for line in other}
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +340,7 @@ def test_interrupted_refused_and_damaged(job, unbroken):
     assert refusal(second, 2) == f"{folder}: another process is working in this folder"
     started.signal(signal.SIGCONT)
     started.signal(signal.SIGINT)
-    assert refusal(started, 130) == "interrupted"
+    assert refusal(started, 130, seconds=15) == "interrupted"
 
     other = Started(job.folder / "other", command, job.arguments(folder, seed=7))
     assert "seed was 0, now 7" in refusal(other, 2)
@@ -359,9 +360,27 @@ def test_interrupted_refused_and_damaged(job, unbroken):
     assert 0 < repeated_units(folder)["supernet"] <= INTERVAL
 
 
-def refusal(started: Started, code: int) -> str:
+def test_an_interrupted_event_writer_is_not_waited_for(tmp_path, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def train() -> None:
+        with engine._tensorboard(tmp_path, 0) as board, monkeypatch.context() as patch:
+            # Ctrl-C between an event's way into the writer's queue and the word to the writer's thread.
+            queue = board.file_writer.event_writer._async_writer._byte_queue
+            board.flush()
+            patch.setattr(queue.not_empty, "notify", interrupted)
+            board.add_scalar("loss", 1.0, 1)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert time.monotonic() - began < 15  # the writer's thread would wake up after 30
+
+
+def refusal(started: Started, code: int, seconds: float = 120) -> str:
     """The one line in which a process said why it stopped; the lines before tell of the stages it went through."""
-    assert started.end() == code, started.err.read_text()
+    assert started.end(seconds) == code, started.err.read_text()
     *before, last = started.err.read_text().splitlines()
     assert not any("Traceback" in line or line.startswith(("pocketformer:", " ")) for line in before), before
     assert started.out.read_text() == ""

@@ -1,6 +1,7 @@
 """One training loop for single networks and supernets: resumable at any step to the same result."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,6 +74,7 @@ def train(task: Task, batches: TrainBatches, recipe: Recipe, job: Job, seed: int
             if job.progress:
                 job.progress.advance(note=f"loss {figures['loss']:.3f}")
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
+                board.flush()
                 state = {"model": task.model.state_dict(), "optimiser": optimiser.state_dict()}
                 checkpoint.save_last(job.folder / "last.ckpt", {**state, "step": step + 1, "steps": steps})
 
@@ -104,7 +106,18 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path, step
     return state["step"]
 
 
+@contextmanager
 def _tensorboard(folder: Path, start: int):
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=start, flush_secs=30)
+    board = SummaryWriter(str(folder), purge_step=start, flush_secs=30)
+    try:
+        yield board
+    except KeyboardInterrupt:
+        # Not closed: if its queue was interrupted, that would wait for half a minute. What is lost comes after the
+        # last checkpoint, and is done and written again.
+        raise
+    except BaseException:
+        board.close()
+        raise
+    board.close()
