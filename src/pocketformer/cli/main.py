@@ -11,7 +11,11 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 def main(arguments: Sequence[str] | None = None) -> None:
     """0 success; 2 a user's mistake; 1 the work failed or was refused; 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_run(arguments or ["--help"]))
+    try:
+        code = _run(arguments or ["--help"])
+    except KeyboardInterrupt:  # while the first modules were still being read
+        code = _fail("interrupted", 130)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from pocketformer.runs import Ledger
 from pocketformer.supernet import Supernet
 from pocketformer.training.data import Data
 
-_DRAWS = 200_000  # give up after so many: a narrow window of a large space may hold few
+_IDLE_DRAWS = 20_000  # give up after so many without a find: a narrow window may hold few members
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,24 @@ class Window:
 
 
 def random_subnets(
-    space: SearchSpace, costs: Callable[[Selection], dict[str, float]], window: Window, count: int, seed: int
+    space: SearchSpace,
+    costs: Callable[[Selection], dict[str, float]],
+    window: Window,
+    count: int,
+    seed: int,
+    besides: Selection,
 ) -> list[Selection]:
-    """Up to `count` different members inside the window, by rejection from the contract's sampling law (6.6)."""
+    """Up to `count` different members inside the window, by rejection from the contract's sampling law (6.6);
+    not `besides`, the found one itself."""
     rng = random.Random(f"random subnets {seed}")
     found: dict[Selection, None] = {}
-    for _ in range(_DRAWS):
-        if len(found) == count:
-            break
+    idle = 0
+    while len(found) < count and idle < _IDLE_DRAWS:
         selection = space.sample_selection(rng)
-        if window.holds(costs(selection)):
+        idle += 1
+        if selection not in found and selection != besides and window.holds(costs(selection)):
             found[selection] = None
+            idle = 0
     return list(found)
 
 

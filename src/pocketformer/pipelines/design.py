@@ -146,7 +146,7 @@ def _random(chain: Chain, supernet: Supernet, costs: CostModel, found: Candidate
     settings, space = chain.settings, chain.settings.space
     own = costs(found.point.selection)
     window = Window(own["latency"], own["size"])
-    selections = random_subnets(space, costs, window, settings.random, settings.seed)
+    selections = random_subnets(space, costs, window, settings.random, settings.seed, found.point.selection)
     if len(selections) < settings.random:
         say(f"note: only {len(selections)} random subnets of the found one's cost were drawn")
     return score_subnets(

@@ -17,7 +17,7 @@ from pocketformer.training.evaluation import Outcome, paired_difference
 _TITLES = {
     "found": "found by the search",
     "largest": "largest subnet",
-    "smallest": "smallest subnet of the sandwich",
+    "smallest": "smallest subnet trained",
     "random": "best random subnet of the same cost",
 }
 
@@ -151,6 +151,9 @@ def _cloud(scored: list[dict], space, costs: CostModel, goal: Objective) -> list
 def verdict(networks: list[Compared]) -> dict:
     """Found against the best random one on the same test images: difference, 95 % half width, and a sentence."""
     by_name = {n.name: n for n in networks}
+    if by_name["found"].selection == by_name["largest"].selection:
+        text = "The largest subnet already holds all budgets: there was nothing to search."
+        return {"difference": None, "half_width": None, "text": text}
     if "random" not in by_name:
         return {"difference": None, "half_width": None, "text": "There was no random subnet to compare with."}
     mean, half = paired_difference(by_name["found"].outcome, by_name["random"].outcome)
