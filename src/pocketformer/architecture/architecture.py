@@ -5,7 +5,6 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pocketformer import files
 from pocketformer.architecture import blocks as block_values
 from pocketformer.architecture.blocks import BlockValue, Grid
 from pocketformer.errors import UserError
@@ -144,9 +143,13 @@ class Architecture:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Architecture":
+        from pocketformer import files
+
         return cls.from_dict(files.read_json(path, "architecture file"), where=str(path))
 
     def save(self, path: str | os.PathLike) -> None:
+        from pocketformer import files
+
         files.write_json(path, self.to_dict())
 
     def to_dict(self) -> dict:

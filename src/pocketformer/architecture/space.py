@@ -1,12 +1,15 @@
-"""`SearchSpace`: the supernet's shape as data, and which architectures it contains (paper Sec. 4.2.2)."""
+"""`SearchSpace`: the supernet's shape as data, and which architectures it contains (paper Sec. 4.2.2).
+
+Modules that take milliseconds to import (pathlib, random, yaml) are imported where they are needed.
+"""
+
+from __future__ import annotations
 
 import math
 import os
-import random
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketformer.architecture.architecture import (
     FFN,
@@ -19,6 +22,9 @@ from pocketformer.architecture.architecture import (
 from pocketformer.architecture.blocks import Grid
 from pocketformer.architecture.selection import Selection
 from pocketformer.errors import UserError
+
+if TYPE_CHECKING:
+    import random
 
 
 @dataclass(frozen=True)
@@ -74,25 +80,26 @@ class SearchSpace:
                 raise UserError(f"space {self.name}: stage {j + 1} has a grid of {grid[0]}x{grid[1]}; too small")
 
     @classmethod
-    def named(cls, name: str) -> "SearchSpace":
+    def named(cls, name: str) -> SearchSpace:
         """A space shipped with the package (`SPACES`), or the YAML file at the path `name`."""
         if name in SPACES:
-            return cls.from_yaml((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), name)
+            return cls.load(os.path.join(_FOLDER, f"{name}.yaml"))
         if str(name).endswith((".yaml", ".yml")):
             return cls.load(name)
         raise UserError(f"no search space {name!r}; known: {', '.join(SPACES)}, or the path of a .yaml file")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "SearchSpace":
+    def load(cls, path: str | os.PathLike) -> SearchSpace:
         try:
-            return cls.from_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+            with open(path, encoding="utf-8") as file:
+                return cls.from_yaml(file.read(), str(path))
         except OSError as error:
             raise UserError(f"search space {path}: {error.strerror or error}") from None
         except UnicodeDecodeError:
             raise UserError(f"search space {path}: not a text file") from None
 
     @classmethod
-    def from_yaml(cls, text: str, where: str) -> "SearchSpace":
+    def from_yaml(cls, text: str, where: str) -> SearchSpace:
         import yaml
 
         try:
@@ -101,7 +108,7 @@ class SearchSpace:
             raise UserError(f"search space {where}: not valid YAML ({' '.join(str(error).split())})") from None
 
     @classmethod
-    def from_dict(cls, values: Any, where: str = "space") -> "SearchSpace":
+    def from_dict(cls, values: Any, where: str = "space") -> SearchSpace:
         if not isinstance(values, dict) or "stages" not in values:
             raise UserError(f"search space {where}: needs 'stages'")
         if unknown := sorted(set(values) - {"name", "stages", "expansions", "design", "smallest"}):
@@ -204,6 +211,8 @@ class SearchSpace:
     def sample_selection(self, seed: int | random.Random) -> Selection:
         """Contract 6.6: per stage the number of FFNs and of attention blocks uniform, then which; widths and
         expansions uniform."""
+        import random
+
         rng = seed if isinstance(seed, random.Random) else random.Random(seed)
         widths, kept, expansions = [], [], []
         for stage in self.stages:
@@ -217,8 +226,8 @@ class SearchSpace:
         return Selection(self, tuple(widths), tuple(kept), tuple(expansions))
 
 
-_FOLDER = Path(__file__).parent / "spaces"
-SPACES = tuple(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
+_FOLDER = os.path.join(os.path.dirname(__file__), "spaces")
+SPACES = tuple(sorted(name.removesuffix(".yaml") for name in os.listdir(_FOLDER) if name.endswith(".yaml")))
 
 
 def downsampling_value(space: SearchSpace, stage: int, in_width: int, width: int):

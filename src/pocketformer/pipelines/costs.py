@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from pocketformer.architecture import Architecture, Selection
+from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.devices import LatencyTable
 from pocketformer.search import Objective
 from pocketformer.search.objective import EXPONENTS
@@ -27,6 +27,13 @@ class CostModel:
             "latency": self.table.latency(architecture) * self.correction,
             "memory": architecture.peak_memory(num_classes=self.num_classes),
         }
+
+    def largest(self, space: SearchSpace) -> dict[str, float]:
+        """Costs of the largest subnet, which budgets in percent refer to. It is the reference network of our own
+        tables: its latency is the measured one, not the sum of its blocks."""
+        costs = self(space.largest)
+        reference = self.table.reference
+        return {**costs, "latency": reference.latency} if reference.name == "largest" else costs
 
     def corrected(self, factor: float) -> "CostModel":
         return replace(self, correction=factor)

@@ -103,7 +103,7 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
 
 def _objective(settings: DesignSettings, table: LatencyTable, costs: CostModel) -> Objective:
     """The budgets in the metrics' units. Raises `WorkError` if no member of the space meets them."""
-    largest = costs(settings.space.largest)
+    largest = costs.largest(settings.space)
     budgets = {name: budget.of(largest[name]) for name, budget in settings.budgets.items()}
     goal = objective(budgets, settings.min_mes, table.unit, largest["memory"])
     refuse_unreachable(settings.space, costs, goal)

@@ -32,7 +32,7 @@ def search(
     table = LatencyTable.load(table_file)
     check_table(table, str(table_file), supernet.space, config["num_classes"])
     costs = CostModel(table, config["num_classes"])
-    largest = costs(supernet.space.largest)
+    largest = costs.largest(supernet.space)
     goal = objective({name: b.of(largest[name]) for name, b in limits.items()}, min_mes, table.unit, largest["memory"])
     refuse_unreachable(supernet.space, costs, goal)
     data = open_images(config["data"], stored_size(supernet.space), config["seed"], config["bad_images"], 2)
