@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from safetensors.torch import load_file
 from pocketformer import files
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
-from pocketformer.errors import UserError, WorkError
+from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import Budget, DesignSettings, ProfileSettings
 from pocketformer.runs import Run, repeated_units
 from pocketformer.training import checkpoint, engine
@@ -421,37 +420,6 @@ def test_killed_while_the_device_is_measured(job):
     assert repeated_units(folder) == {}
     groups = len(files.Lines.read(journal)) - 1
     assert groups - 1 <= units(folder, "profile") <= groups  # a kill may come between the group and its unit
-
-
-def test_the_file_of_a_later_candidate_survives_a_kill(tmp_path, monkeypatch):
-    from pocketformer.pipelines import design
-
-    def trained(chain, supernet, final, selection, folder, name):
-        for file in ("model.safetensors", "config.json", "architecture.json"):
-            files.write_text(folder / file, name)
-
-    def export(model, target, images):
-        files.write_text(target, "a file")
-        return SimpleNamespace(to_dict=dict)
-
-    def time_networks(networks, *_):
-        return {name: {"latency": 2.0 if name == "found_step4" else 0.5} for name in networks}
-
-    for function in (export, time_networks):
-        monkeypatch.setattr(design, function.__name__, function)
-    monkeypatch.setattr(design, "_trained", trained)
-    monkeypatch.setattr(design, "eval_batches", lambda *_: [(None, None)])
-    settings = SimpleNamespace(space=SimpleNamespace(resolution=(28, 28)), runtime="", profile=None)
-    chain = SimpleNamespace(path=tmp_path, settings=settings, data=SimpleNamespace(search=None))
-    goal = SimpleNamespace(met=lambda costs: costs["latency"] <= 1)
-    candidates = [SimpleNamespace(point=SimpleNamespace(step=s, selection=None), costs={}) for s in (4, 3)]
-    for _ in range(2):  # the second time is what a process finds that is started after a kill
-        shipped, exported = design._ship(chain, None, None, candidates, None, goal)
-        assert (shipped, exported["latency"]["latency"]) == (candidates[1], 0.5)
-        assert (tmp_path / "exported" / "model.onnx").read_text() == "a file"
-        assert (tmp_path / "model.safetensors").read_text() == "found (step 3)"
-    with pytest.raises(WorkError):
-        design._ship(chain, None, None, candidates[:1], None, goal)
 
 
 @pytest.mark.parametrize("size", [0, 1, 10, 1000, -1])
