@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_SAMPLE_MS = 0.5  # a sample lasts at least this long, so that reading the clock costs nothing
-_MAX_CALLS = 10
+# A sample lasts at least this long, so that it runs in caches of its own, not in what its predecessor left.
+_SAMPLE_MS = 2.0
+_MIN_CALLS, _MAX_CALLS = 2, 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def interleave(
     """Times every candidate once a round, in a new random order each round: name to `rounds` samples in ms.
 
     A sample is the mean of `calls` consecutive calls after one untimed call (which warms the caches that the
-    candidate before it took); by default as many calls as fill half a millisecond, at most 10. Samples of
+    candidate before it took); by default as many calls as fill two milliseconds, 2 to 20. Samples of
     equal index belong to the same round, so that ratios may be taken in pairs. `progress(done, rounds)` is
     called between rounds.
     """
@@ -89,7 +90,7 @@ def _time(run: Callable[[], object], calls: int) -> float:
 
 def _calls(run: Callable[[], object]) -> int:
     fastest = max(min(_time(run, 1) for _ in range(3)), 1e-4)
-    return min(max(math.ceil(_SAMPLE_MS / fastest), 1), _MAX_CALLS)
+    return min(max(math.ceil(_SAMPLE_MS / fastest), _MIN_CALLS), _MAX_CALLS)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from pocketformer.errors import UserError
 from pocketformer.files import Lines
 
 JOURNAL = "profile.jsonl"
-_METHOD = 1  # raised when measurements of an older journal must not be used any more
+_METHOD = 2  # raised when measurements of an older journal must not be used any more
 _GROUP = 12
 _REFERENCE, _UNIT = "largest", "mobilenetv2_100"
 
