@@ -31,7 +31,7 @@ def summary(outcome: dict, out: Path) -> str:
         "size": (shipped["parameters"], "parameters", ",.0f"),
         "memory": (shipped["peak_memory"] / 1e6, "MB activations", ".2f"),
     }
-    lines = ["", f"Found in {outcome['search']['steps']} steps ({outcome['search']['status']}):"]
+    lines = ["", f"Found at step {shipped['step']} of {outcome['search']['steps']} ({outcome['search']['status']}):"]
     for name, (value, unit, form) in measured.items():
         text = f"  {value:{form}} {unit}"
         if name in outcome["budgets"]:
