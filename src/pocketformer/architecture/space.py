@@ -17,7 +17,6 @@ from pocketformer.architecture.architecture import (
     Attention,
     Design,
     Stage,
-    downsampling_block,
 )
 from pocketformer.architecture.blocks import Grid
 from pocketformer.architecture.selection import Selection
@@ -228,8 +227,3 @@ class SearchSpace:
 
 _FOLDER = os.path.join(os.path.dirname(__file__), "spaces")
 SPACES = tuple(sorted(name.removesuffix(".yaml") for name in os.listdir(_FOLDER) if name.endswith(".yaml")))
-
-
-def downsampling_value(space: SearchSpace, stage: int, in_width: int, width: int):
-    """The downsampling block in front of `stage` for these widths."""
-    return downsampling_block(space.design, stage, in_width, width, space.grids[stage - 1])

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pocketformer.architecture import SearchSpace
 from pocketformer.errors import UserError
@@ -102,9 +102,6 @@ class DesignSettings:
             "calibration": self.calibration,
             "bad_images": self.bad_images,
         }
-
-    def with_changes(self, **changes) -> "DesignSettings":
-        return replace(self, **changes)
 
 
 def stored_size(space: SearchSpace) -> tuple[int, int]:
