@@ -1,16 +1,22 @@
-"""`Architecture`: the frozen value that describes a network. JSON in, JSON out; imports no torch."""
+"""`Architecture`: the frozen value that describes a network. JSON in, JSON out; imports no torch.
+
+The blocks' own values take milliseconds to import: they are imported when first needed.
+"""
+
+from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from pocketformer.architecture import blocks as block_values
-from pocketformer.architecture.blocks import BlockValue, Grid
+from pocketformer.architecture.design import Design, Grid, pair
 from pocketformer.errors import UserError
 
-ACTIVATIONS = ("gelu", "relu", "hardswish")
-DOWNSAMPLINGS = ("conv", "dual-path")
+if TYPE_CHECKING:
+    from pocketformer.architecture.blocks import BlockValue
+    from pocketformer.architecture.layers import Cost
+
 _FORMAT = "pocketformer.architecture/1"
 
 
@@ -64,60 +70,6 @@ class Stage:
                 raise UserError(f"expansion {block.expansion:g} of width {self.width} leaves no hidden channel")
 
 
-def _pair(value: Any) -> Grid:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-@dataclass(frozen=True)
-class Design:
-    """The switches that all blocks share. Defaults are EfficientFormerV2's (pitfalls 8, 9).
-
-    `resolution` is the native input size; a model may be built for another (`create_model(resolution=)`).
-    Small images need fewer strides: a space states them here (contract 6.13).
-    """
-
-    resolution: Grid = (224, 224)
-    activation: str = "gelu"
-    stem_strides: tuple[int, int] = (2, 2)
-    stage_strides: tuple[int, ...] = (2, 2, 2)  # of the downsampling in front of stages 2, 3, 4
-    downsampling: tuple[str, ...] = ("conv", "conv", "dual-path")
-    attention_strides: tuple[int, ...] = (1, 1, 2, 1)  # per stage; > 1 is stride attention
-    heads: int = 8
-    key_dim: int = 32
-    value_dim: int = 128
-    downsampling_heads: int = 8
-    downsampling_key_dim: int = 16
-    downsampling_value_dim: int = 64
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", _pair(self.resolution))
-        for name in ("stem_strides", "stage_strides", "downsampling", "attention_strides"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.activation not in ACTIVATIONS:
-            raise UserError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
-        for name in self.downsampling:
-            if name not in DOWNSAMPLINGS:
-                raise UserError(f"downsampling {name!r} is not one of {', '.join(DOWNSAMPLINGS)}")
-        numbers = (*self.resolution, *self.stem_strides, *self.stage_strides, *self.attention_strides)
-        sizes = (self.heads, self.key_dim, self.value_dim, self.downsampling_heads)
-        sizes += (self.downsampling_key_dim, self.downsampling_value_dim)
-        if any(not isinstance(n, int) or n < 1 for n in numbers + sizes):
-            raise UserError("a design's sizes, strides and head counts must be positive whole numbers")
-        if len(self.resolution) != 2 or len(self.stem_strides) != 2:
-            raise UserError("a design has two image sides and two stem strides")
-        if not len(self.stage_strides) == len(self.downsampling) == len(self.attention_strides) - 1:
-            raise UserError(
-                "a design for n stages has n - 1 stage strides, n - 1 downsamplings and n attention strides"
-            )
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Design":
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"unknown design switch {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return cls(**values)
-
-
 @dataclass(frozen=True)
 class Architecture:
     """A network as a value: per stage a width and a sequence of blocks, and one set of design switches.
@@ -135,14 +87,14 @@ class Architecture:
             raise UserError(f"{len(self.stages)} stages, but the design describes {len(self.design.attention_strides)}")
 
     @classmethod
-    def named(cls, name: str) -> "Architecture":
+    def named(cls, name: str) -> Architecture:
         """A published architecture. Raises `UserError` with the nearest names if there is none."""
         from pocketformer.architecture.published import published
 
         return published(name)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Architecture":
+    def load(cls, path: str | os.PathLike) -> Architecture:
         from pocketformer import files
 
         return cls.from_dict(files.read_json(path, "architecture file"), where=str(path))
@@ -157,7 +109,7 @@ class Architecture:
         return {"format": _FORMAT, "stages": stages, "design": asdict(self.design)}
 
     @classmethod
-    def from_dict(cls, values: Any, where: str = "architecture") -> "Architecture":
+    def from_dict(cls, values: Any, where: str = "architecture") -> Architecture:
         if not isinstance(values, dict) or "stages" not in values:
             raise UserError(f"{where}: not an architecture (no 'stages')")
         if values.get("format", _FORMAT) != _FORMAT:
@@ -168,6 +120,10 @@ class Architecture:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: not an architecture ({type(error).__name__}: {error})") from None
 
+    def with_design(self, **switches: Any) -> Architecture:
+        """The same stages under other design switches, for example `with_design(token_mixer="dwconv")`."""
+        return replace(self, design=Design.from_dict({**self.design.__dict__, **switches}))
+
     def blocks(
         self,
         resolution: int | Grid | None = None,
@@ -176,19 +132,23 @@ class Architecture:
         in_chans: int = 3,
     ) -> tuple[BlockValue, ...]:
         """Every block from stem to head in order of execution, with widths and grids filled in."""
+        from pocketformer.architecture import placement
+
         d = self.design
-        layer: BlockValue = block_values.Stem(
-            in_chans, self.stages[0].width, _pair(resolution or d.resolution), d.stem_strides, d.activation
-        )
+        size = pair(resolution or d.resolution)
+        if min(size) < d.total_stride:
+            need = f"{d.total_stride} px at least"
+            raise UserError(f"an image of {size[0]}x{size[1]} px is too small for the strides of its stages: {need}")
+        layer: BlockValue = placement.stem(d, in_chans, self.stages[0].width, size)
         result = [layer]
         for j, stage in enumerate(self.stages):
             if j > 0:
-                layer = downsampling_block(d, j, self.stages[j - 1].width, stage.width, layer.out_grid)
+                layer = placement.downsampling(d, j, self.stages[j - 1].width, stage.width, layer.out_grid)
                 result.append(layer)
-            for block in stage.blocks:
-                result.append(stage_block(d, j, stage.width, block, layer.out_grid))
-        grid = layer.out_grid
-        return (*result, block_values.Head(self.stages[-1].width, grid, num_classes, distilled))
+            for i, block in enumerate(stage.blocks):
+                result.append(placement.block(d, j, stage.width, block, layer.out_grid, stage.blocks[:i]))
+        tokens = placement.on_tokens(d, stage.blocks)
+        return (*result, placement.head(d, stage.width, layer.out_grid, num_classes, distilled, tokens))
 
     def parameters(
         self,
@@ -198,7 +158,7 @@ class Architecture:
         in_chans: int = 3,
     ) -> int:
         """Trainable parameters, both heads if `distilled` (contract 6.2)."""
-        return sum(b.parameters() for b in self.blocks(resolution, num_classes, distilled, in_chans))
+        return self._cost(resolution, num_classes, distilled, in_chans).parameters
 
     def macs(
         self,
@@ -208,40 +168,32 @@ class Architecture:
         in_chans: int = 3,
     ) -> int:
         """Multiply-adds of one image: convolutions, linears and the attention products."""
-        return sum(b.macs() for b in self.blocks(resolution, num_classes, distilled, in_chans))
+        return self._cost(resolution, num_classes, distilled, in_chans).macs
+
+    def paper_parameters(self, num_classes: int = 1000) -> int:
+        """Parameters in the convention of the papers' tables (`architecture.layers`), both heads."""
+        return self._cost(None, num_classes, True, 3).paper_parameters
+
+    def paper_macs(self, resolution: int | Grid | None = None, num_classes: int = 1000) -> int:
+        """Multiply-adds of one image in the convention of the papers' tables, both heads."""
+        return self._cost(resolution, num_classes, True, 3).paper_macs
+
+    def weight_bytes(
+        self,
+        num_classes: int = 1000,
+        distilled: bool = True,
+        resolution: int | Grid | None = None,
+        in_chans: int = 3,
+    ) -> int:
+        """Bytes of the network's tensors in a checkpoint: float32 parameters and running statistics."""
+        cost = self._cost(resolution, num_classes, distilled, in_chans)
+        return 4 * cost.parameters + cost.buffer_bytes
 
     def peak_memory(self, resolution: int | Grid | None = None, num_classes: int = 1000) -> int:
         """Bytes of the largest set of activations alive at once in the fused graph; float32, batch 1."""
         return 4 * max(b.activations() for b in self.blocks(resolution, num_classes, distilled=False))
 
+    def _cost(self, resolution: int | Grid | None, num_classes: int, distilled: bool, in_chans: int) -> Cost:
+        from pocketformer.architecture import layers
 
-def downsampling_block(design: Design, stage: int, in_width: int, width: int, grid: Grid) -> BlockValue:
-    """The downsampling in front of `stage` (counted from 0), whose input has `grid`."""
-    stride = design.stage_strides[stage - 1]
-    if design.downsampling[stage - 1] == "conv":
-        return block_values.ConvDownsampling(in_width, width, grid, stride, design.activation)
-    return block_values.DualPathDownsampling(
-        in_width,
-        width,
-        design.downsampling_heads,
-        design.downsampling_key_dim,
-        design.downsampling_value_dim,
-        grid,
-        stride,
-        design.activation,
-    )
-
-
-def stage_block(design: Design, stage: int, width: int, block: Block, grid: Grid) -> BlockValue:
-    """`block` of `stage` (counted from 0) at the stage's width and grid."""
-    if isinstance(block, FFN):
-        return block_values.FFNBlock(width, block.expansion, grid, design.activation)
-    return block_values.AttentionBlock(
-        width,
-        design.heads,
-        design.key_dim,
-        design.value_dim,
-        grid,
-        design.attention_strides[stage],
-        design.activation,
-    )
+        return layers.sum_costs(b.cost for b in self.blocks(resolution, num_classes, distilled, in_chans))

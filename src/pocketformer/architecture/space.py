@@ -11,14 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pocketformer.architecture.architecture import (
-    FFN,
-    Architecture,
-    Attention,
-    Design,
-    Stage,
-)
-from pocketformer.architecture.blocks import Grid
+from pocketformer.architecture.architecture import FFN, Architecture, Attention, Stage
+from pocketformer.architecture.design import Design, Grid
 from pocketformer.architecture.selection import Selection
 from pocketformer.errors import UserError
 

@@ -9,8 +9,7 @@ with FFNs, whose cost is known. Any other block is timed once between FFNs, cost
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pocketformer.architecture import FFN, SearchSpace
-from pocketformer.architecture.architecture import stage_block
+from pocketformer.architecture import FFN, SearchSpace, placement
 from pocketformer.architecture.blocks import AttentionBlock, BlockValue, FFNBlock, Grid, Head, Stem
 from pocketformer.devices.table import space_blocks
 
@@ -58,7 +57,7 @@ def _ffn(space: SearchSpace, width: int, grid: Grid) -> BlockValue:
     """The cheapest FFN of the space at a width and grid."""
     for j, stage in enumerate(space.stages):
         if space.grids[j] == grid and width in stage.widths:
-            return stage_block(space.design, j, width, FFN(space.expansions[0]), grid)
+            return placement.block(space.design, j, width, FFN(space.expansions[0]), grid)
     raise AssertionError(f"no stage of width {width} at {grid}")  # space_blocks takes them from the stages
 
 

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pocketformer import files
-from pocketformer.architecture import FFN, Architecture, Attention, SearchSpace
-from pocketformer.architecture.architecture import downsampling_block, stage_block
+from pocketformer.architecture import FFN, Architecture, Attention, SearchSpace, placement
 from pocketformer.architecture.blocks import BlockValue, Grid, Head, Stem
 from pocketformer.errors import UserError
 
@@ -212,9 +211,9 @@ def space_blocks(space: SearchSpace, num_classes: int) -> dict[str, BlockValue]:
         for width in stage.widths:
             if j > 0:
                 for in_width in stages[j - 1].widths:
-                    blocks.append(downsampling_block(design, j, in_width, width, space.grids[j - 1]))
+                    blocks.append(placement.downsampling(design, j, in_width, width, space.grids[j - 1]))
             kinds = [FFN(e) for e in space.expansions] + [Attention()] * stage.attention
-            blocks.extend(stage_block(design, j, width, kind, grid) for kind in kinds)
+            blocks.extend(placement.block(design, j, width, kind, grid) for kind in kinds)
     for width in stages[-1].widths:
         blocks.append(Head(width, space.grids[-1], num_classes, distilled=False))
     return {block.key(): block for block in blocks}

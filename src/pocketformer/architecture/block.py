@@ -1,0 +1,62 @@
+"""What every block value has, and the grid and key conventions that they share.
+
+A block's `costs` lists its layers (see `architecture.layers` for what is counted); its `activations` is the largest
+number of values alive at once while the *fused* block runs, batch 1: inputs still needed, plus outputs (norms,
+scales and activations run in place). Grids are (height, width) in positions; widths are channels.
+"""
+
+from functools import lru_cache
+
+from pocketformer.architecture import layers
+from pocketformer.architecture.design import Grid
+from pocketformer.architecture.layers import Cost
+
+
+
+def strided(grid: Grid, stride: int) -> Grid:
+    """The grid after a stride: rounded up, as a padded 3x3 convolution gives it."""
+    return (-(-grid[0] // stride), -(-grid[1] // stride))
+
+
+def block_key(kind: str, *parts: str) -> str:
+    return " ".join((kind, *filter(None, parts)))
+
+
+def grid_text(grid: Grid) -> str:
+    return f"{grid[0]}x{grid[1]}"
+
+
+def norm_text(norm: str) -> str:
+    """Of a latency key: BatchNorm is folded away."""
+    return "" if norm == "bn" else norm
+
+
+@lru_cache(maxsize=65536)
+def _cost(block: "Block") -> Cost:
+    return layers.sum_costs(block.costs())
+
+
+class Block:
+    """What all block values have: `costs()`, `activations()`, `key()`, `out_grid`, and these sums."""
+
+    kind: str
+
+    @property
+    def cost(self) -> Cost:
+        return _cost(self)
+
+    def parameters(self) -> int:
+        """Every trainable number (contract 6.2)."""
+        return _cost(self).parameters
+
+    def macs(self) -> int:
+        """Multiply-adds of one image: convolutions, linears and the attention products."""
+        return _cost(self).macs
+
+
+def conv_norm(
+    norm: str, inputs: int, outputs: int, kernel: int, grid: Grid, groups: int = 1, act: str = ""
+) -> tuple[Cost, ...]:
+    """A convolution, its norm and its activation."""
+    after = (layers.norm(norm, outputs), layers.activation(act, outputs, grid))
+    return (layers.conv(inputs, outputs, kernel, grid, groups), *after)
