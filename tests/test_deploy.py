@@ -13,10 +13,10 @@ from torch import nn
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import OPSET, export, fuse
 from pocketformer.deploy import onnx as onnx_format
-from pocketformer.deploy.fuse import Upsampling
+from pocketformer.deploy.efficientformerv2 import Upsampling
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import create_model
-from pocketformer.models.blocks import LayerScale
+from pocketformer.models.layers import LayerScale
 
 
 @pytest.fixture(scope="module", autouse=True)

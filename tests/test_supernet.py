@@ -30,7 +30,7 @@ def shared_names(selection, static_names):
     for name in static_names:
         (prefix,) = (p for p in prefixes if name.startswith(p))
         place, switch = prefixes[prefix]
-        result[name] = place + name.removeprefix(prefix).replace(".bn.", f".norms.{switch}.")
+        result[name] = place + name.removeprefix(prefix).replace(".norm.", f".norms.{switch}.")
     return result
 
 

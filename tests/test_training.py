@@ -131,8 +131,8 @@ def test_training_learns_and_recalibrated_norms_match_plain_statistics(tmp_path,
     assert evaluate(net.eval(), split, (16, 16)).accuracy > 0.9
     images, _ = next(iter(eval_batches(split, 96, (16, 16))))
     first = net.stem.conv1.conv(images)  # the first norm sees the images alone
-    assert torch.allclose(net.stem.conv1.bn.running_mean, first.mean((0, 2, 3)), atol=1e-5)
-    assert torch.allclose(net.stem.conv1.bn.running_var, first.var((0, 2, 3)), rtol=1e-3)
+    assert torch.allclose(net.stem.conv1.norm.running_mean, first.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(net.stem.conv1.norm.running_var, first.var((0, 2, 3)), rtol=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, split):

@@ -7,6 +7,7 @@ from pocketformer.architecture.selection import Selection, Step
 from pocketformer.architecture.space import SPACES, SearchSpace, StageSpace
 
 __all__ = [
+    "EFFICIENTFORMER",
     "FFN",
     "NAMES",
     "SPACES",

@@ -12,7 +12,6 @@ from pocketformer.architecture.design import Grid
 from pocketformer.architecture.layers import Cost
 
 
-
 def strided(grid: Grid, stride: int) -> Grid:
     """The grid after a stride: rounded up, as a padded 3x3 convolution gives it."""
     return (-(-grid[0] // stride), -(-grid[1] // stride))

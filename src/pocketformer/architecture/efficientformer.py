@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pocketformer.architecture import layers
-from pocketformer.architecture.block import Block, block_key, conv_norm, grid_text, norm_text, strided
+from pocketformer.architecture.block import Block, block_key, conv_norm, grid_text, norm_text
 from pocketformer.architecture.layers import Cost, Grid, positions
 
 
@@ -112,4 +112,6 @@ class TokenAttentionBlock(Block):
 
     def key(self) -> str:
         heads = f"h{self.heads}k{self.key_dim}v{self.value_dim}"
-        return block_key("token-attention", str(self.width), heads, grid_text(self.grid), "" if self.bias else "no-bias")
+        return block_key(
+            "token-attention", str(self.width), heads, grid_text(self.grid), "" if self.bias else "no-bias"
+        )

@@ -36,7 +36,9 @@ class FFNBlock(Block):
         return positions(self.grid) * max(self.width + 2 * self.hidden, 2 * self.width + self.hidden)
 
     def key(self) -> str:
-        return block_key("ffn", f"{self.width}x{self.expansion:g}", grid_text(self.grid), self.activation, norm_text(self.norm))
+        return block_key(
+            "ffn", f"{self.width}x{self.expansion:g}", grid_text(self.grid), self.activation, norm_text(self.norm)
+        )
 
 
 @dataclass(frozen=True)

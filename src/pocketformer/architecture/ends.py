@@ -126,4 +126,6 @@ class Head(Block):
 
     def key(self) -> str:
         """The fused graph has one classifier whether the network was distilled or not."""
-        return block_key("head", str(self.width), grid_text(self.grid), f"classes{self.num_classes}", norm_text(self.norm))
+        return block_key(
+            "head", str(self.width), grid_text(self.grid), f"classes{self.num_classes}", norm_text(self.norm)
+        )

@@ -73,7 +73,9 @@ def block(
     if design.token_mixer == "ffn":
         return values.FFNBlock(width, here.expansion, grid, activation, design.norm)
     mixed = bool(before) and str(before[-1]) == "attention"  # which is this block's token mixer
-    return values.MetaBlock(width, here.expansion, "none" if mixed else design.token_mixer, grid, activation, design.norm)
+    return values.MetaBlock(
+        width, here.expansion, "none" if mixed else design.token_mixer, grid, activation, design.norm
+    )
 
 
 def head(design: Design, width: int, grid: Grid, num_classes: int, distilled: bool, tokens: bool) -> BlockValue:

@@ -1,5 +1,5 @@
-"""The networks: any `Architecture` as a static PyTorch module."""
+"""The networks: any `Architecture` as a static PyTorch module, registered with timm under `pocket_` names."""
 
-from pocketformer.models.efficientformerv2 import EfficientFormerV2, create_model
+from pocketformer.models.network import Network, create_model
 
-__all__ = ["EfficientFormerV2", "create_model"]
+__all__ = ["Network", "create_model"]

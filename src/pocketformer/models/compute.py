@@ -1,7 +1,8 @@
-"""What each block computes, written once over layers given as callables.
+"""What each block of EfficientFormerV2 computes, written once over layers given as callables.
 
-The static blocks (`models.blocks`) pass their own layers; the supernet's blocks pass the same layers at a switch.
-So both compute the same thing by construction. Shapes: x is (B, C, H, W) unless said otherwise.
+The static blocks (`models.efficientformerv2`) pass their own layers; the supernet's blocks pass the same layers at
+a switch. So both compute the same thing by construction. Shapes: x is (B, C, H, W) unless said otherwise; a layer
+that the design leaves out is None.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
+Bias = Callable[[tuple[int, int]], torch.Tensor]  # of a grid: (heads, queries, keys)
 
 
 def stem(x: torch.Tensor, conv1: Layer, conv2: Layer, act: Layer) -> torch.Tensor:
@@ -30,56 +32,100 @@ def attention(
     q: Layer,
     k: Layer,
     v: Layer,
-    v_local: Layer,
-    talking_head1: Layer,
-    talking_head2: Layer,
-    bias: torch.Tensor,
+    v_local: Layer | None,
+    talking_heads: tuple[Layer, Layer] | None,
+    bias: Bias | None,
     proj: Layer,
     scale: torch.Tensor,
     act: Layer,
     drop_path: Layer,
+    heads: int,
 ) -> torch.Tensor:
-    """Eq. 5 and 6: S * MHSA(x) + x. `bias` is (heads, N, N), already gathered.
+    """Eq. 5 and 6: S * MHSA(x) + x.
 
     Stride attention (Sec. 3.4) runs at the grid of `stride_conv` and is interpolated back to the grid of x
     before activation and projection.
     """
     y = x if stride_conv is None else stride_conv(x)
-    heads, grid = bias.shape[0], y.shape[2:]
-    queries, keys, values = q(y), k(y), v(y)
-    queries, keys = split_heads(queries, heads), split_heads(keys, heads)
-    scores = queries.transpose(-2, -1) @ keys * queries.shape[2] ** -0.5 + bias  # (B, heads, N, N)
-    weights = talking_head2(talking_head1(scores).softmax(dim=-1))
-    y = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), grid) + v_local(values)
+    grid, values = tuple(y.shape[2:]), v(y)
+    weights = attention_weights(q(y), k(y), heads, None if bias is None else bias(grid), talking_heads)
+    y = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), grid)
+    if v_local is not None:
+        y = y + v_local(values)
     if stride_conv is not None:
         y = F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
     return x + drop_path(scale * proj(act(y)))
 
 
-def dual_path_downsampling(
+def downsampled_attention(
     x: torch.Tensor,
-    conv: Layer,
+    stride_conv: Layer,
+    q: Layer,
+    k: Layer,
+    v: Layer,
+    v_local: Layer | None,
+    talking_heads: tuple[Layer, Layer] | None,
+    bias: Bias | None,
+    proj: Layer,
+    scale: torch.Tensor,
+    act: Layer,
+    drop_path: Layer,
+    heads: int,
+) -> torch.Tensor:
+    """Eq. 1: keys and values at the grid of `stride_conv`, queries and output at the full one."""
+    y, grid = stride_conv(x), tuple(x.shape[2:])
+    values = v(y)
+    weights = attention_weights(q(x), k(y), heads, None if bias is None else bias(grid), talking_heads)
+    out = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), grid)
+    if v_local is not None:
+        out = out + F.interpolate(v_local(values), size=grid, mode="bilinear", align_corners=False)
+    return x + drop_path(scale * proj(act(out)))
+
+
+def attention_downsampling(
+    x: torch.Tensor,
+    conv: Layer | None,
     q_local: Layer,
     q: Layer,
     k: Layer,
     v: Layer,
-    v_local: Layer,
-    bias: torch.Tensor,
+    v_local: Layer | None,
+    bias: Bias | None,
     proj: Layer,
     act: Layer,
     stride: int,
+    heads: int,
 ) -> torch.Tensor:
-    """Eq. 2 and Sec. 3.5: convolution + attention with subsampled queries; `bias` is (heads, M, N).
+    """Eq. 2: attention with subsampled queries; with `conv` on two paths (Sec. 3.5), added.
 
     The "pooling" of the query has kernel 1: it is plain subsampling (pitfall 9). No talking heads here.
     """
-    heads = bias.shape[0]
     queries, keys, values = q(q_local(x) + x[..., ::stride, ::stride]), k(x), v(x)
-    grid = queries.shape[2:]
+    weights = attention_weights(queries, keys, heads, None if bias is None else bias(tuple(x.shape[2:])), None)
+    y = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), queries.shape[2:])
+    if v_local is not None:
+        y = y + v_local(values)
+    y = proj(act(y))
+    return y if conv is None else conv(x) + y
+
+
+def attention_weights(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    heads: int,
+    bias: torch.Tensor | None,
+    talking_heads: tuple[Layer, Layer] | None,
+) -> torch.Tensor:
+    """(B, heads, M, N) of queries and keys (B, heads * d, ...): softmax(q.k / sqrt(d) + bias), between the two
+    talking heads (Sec. 3.3) if there are any."""
     queries, keys = split_heads(queries, heads), split_heads(keys, heads)
-    weights = (queries.transpose(-2, -1) @ keys * queries.shape[2] ** -0.5 + bias).softmax(dim=-1)
-    y = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), grid) + v_local(values)
-    return conv(x) + proj(act(y))
+    scores = queries.transpose(-2, -1) @ keys * queries.shape[2] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    if talking_heads is None:
+        return scores.softmax(dim=-1)
+    before, after = talking_heads
+    return after(before(scores).softmax(dim=-1))
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -90,20 +136,3 @@ def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
 def join_heads(x: torch.Tensor, grid: torch.Size | tuple[int, int]) -> torch.Tensor:
     """(B, heads, N, d) to (B, heads * d, H, W)."""
     return x.transpose(-2, -1).flatten(1, 2).unflatten(2, tuple(grid))
-
-
-def pool(x: torch.Tensor, norm: Layer) -> torch.Tensor:
-    """Final norm on the map, then the mean over positions: (B, C)."""
-    return norm(x).mean((2, 3))
-
-
-def offset_index(grid: tuple[int, int], stride: int = 1) -> torch.Tensor:
-    """Row of the bias table for each (query, key) pair: int64 (M, N), |dy| * W + |dx| on the key grid.
-
-    With `stride` > 1 the queries are the strided positions (dual-path downsampling).
-    """
-    height, width = grid
-    keys = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1)
-    queries = keys[::stride, ::stride].reshape(-1, 1, 2)
-    offset = (queries - keys.reshape(1, -1, 2)).abs()
-    return offset[..., 0] * width + offset[..., 1]

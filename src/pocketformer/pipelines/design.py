@@ -13,7 +13,7 @@ from pocketformer.deploy import export
 from pocketformer.devices import LatencyTable
 from pocketformer.devices.runtimes import runtime
 from pocketformer.errors import WorkError
-from pocketformer.models import EfficientFormerV2
+from pocketformer.models import Network
 from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
@@ -189,7 +189,7 @@ def _ship(
     raise WorkError(f"{_ATTEMPTS} exported files in turn were over budget when timed again: is the device busy?")
 
 
-def _exported(chain: Chain, model: EfficientFormerV2, folder: Path, table: LatencyTable) -> dict:
+def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -> dict:
     """Exports a trained network to `exported/model.onnx` and times the file, unless that is done."""
     settings, target = chain.settings, chain.path / "exported" / "model.onnx"
     if not (folder / "export.json").exists():
@@ -204,7 +204,7 @@ def _exported(chain: Chain, model: EfficientFormerV2, folder: Path, table: Laten
 
 def _trained(
     chain: Chain, supernet: Supernet, final: FinalTraining, selection: Selection, folder: Path, name: str
-) -> EfficientFormerV2:
+) -> Network:
     """The final training of one network, or its result if that is done."""
     if (folder / "model.safetensors").exists():
         return checkpoint.load_model(folder)[0]

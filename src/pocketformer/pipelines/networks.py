@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pocketformer.architecture import Architecture, Selection
-from pocketformer.models import EfficientFormerV2, create_model
+from pocketformer.models import Network, create_model
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger
 from pocketformer.supernet import Supernet
@@ -30,7 +30,7 @@ class FinalTraining:
     ledger: Ledger
     teacher: nn.Module | None = None
 
-    def inherit(self, supernet: Supernet, selection: Selection) -> EfficientFormerV2:
+    def inherit(self, supernet: Supernet, selection: Selection) -> Network:
         """The subnet with the supernet's weights; with a teacher it gets a second head, a copy of the first."""
         source = supernet.extract(selection)
         if self.teacher is None and not self.recipe.drop_path:
@@ -47,7 +47,7 @@ class FinalTraining:
         model.load_state_dict(state)
         return model
 
-    def fresh(self, architecture: Architecture, **kwargs) -> EfficientFormerV2:
+    def fresh(self, architecture: Architecture, **kwargs) -> Network:
         torch.manual_seed(self.seed)
         return create_model(
             architecture,
@@ -58,7 +58,7 @@ class FinalTraining:
             **kwargs,
         )
 
-    def run(self, folder: Path, name: str, model: EfficientFormerV2) -> EfficientFormerV2:
+    def run(self, folder: Path, name: str, model: Network) -> Network:
         """Trains on fit + search, re-calibrates the norms on the same images and saves the folder, if that is not
         done; returns the network of the folder. The test split is not read."""
         if (folder / "model.safetensors").exists():
@@ -80,7 +80,7 @@ class FinalTraining:
         return checkpoint.load_model(folder)[0]
 
 
-def test_result(model: EfficientFormerV2, data: Data) -> tuple[Outcome, dict]:
+def test_result(model: Network, data: Data) -> tuple[Outcome, dict]:
     """Accuracy on the test split, as an outcome and as plain data."""
     outcome = evaluate(model, data.test, model.resolution)
     return outcome, as_test_result(outcome)

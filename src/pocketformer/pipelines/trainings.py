@@ -9,7 +9,7 @@ from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.deploy.onnx import run_onnx
 from pocketformer.errors import UserError
-from pocketformer.models import EfficientFormerV2
+from pocketformer.models import Network
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, as_test_result, test_result
 from pocketformer.pipelines.supernets import load_supernet
@@ -72,7 +72,7 @@ def train_network(
     return result
 
 
-def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | EfficientFormerV2:
+def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Network:
     """The supernet or the network that `--init` names; `UserError` if it does not fit."""
     folder = Path(init)
     if not folder.exists():
@@ -90,9 +90,7 @@ def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet
     return source
 
 
-def _initialised(
-    final: FinalTraining, described: Architecture, source: Supernet | EfficientFormerV2 | None
-) -> EfficientFormerV2:
+def _initialised(final: FinalTraining, described: Architecture, source: Supernet | Network | None) -> Network:
     if source is None:
         return final.fresh(described)
     if isinstance(source, Supernet):

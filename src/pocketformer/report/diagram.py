@@ -1,7 +1,7 @@
 """The chosen architecture drawn as stages and blocks: an inline SVG, a row a stage, data flowing down."""
 
 from pocketformer.architecture import FFN, Architecture, Attention, Selection
-from pocketformer.architecture.blocks import DualPathDownsampling
+from pocketformer.architecture.blocks import AttentionDownsampling
 from pocketformer.report.theme import LIGHT
 from pocketformer.report.wording import count, safe
 
@@ -103,7 +103,7 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
     for j, row in enumerate(rows):
         note = ""
         if j > 0:
-            kind = "dual-path attention" if isinstance(downs[j - 1], DualPathDownsampling) else "convolution"
+            kind = "dual-path attention" if isinstance(downs[j - 1], AttentionDownsampling) else "convolution"
             stride = downs[j - 1].stride
             note = f"{'downsampling' if stride > 1 else 'transition'}: {kind}, stride {stride}"
         parts.append(_arrow(y, note))

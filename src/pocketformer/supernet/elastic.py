@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import nn
 
 from pocketformer.architecture import Step
 from pocketformer.architecture import blocks as values
-from pocketformer.models import blocks, compute
+from pocketformer.models import compute, ends
+from pocketformer.models.bias import AttentionBias
+from pocketformer.models.efficientformerv2 import attention_bias
+from pocketformer.models.layers import LayerScale, activation, drop_path, init_mlp
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,6 +64,10 @@ class ElasticConvNorm(nn.Module):
         return lambda x: norm(self.conv(x, norm.num_features))
 
 
+def _at(layer: ElasticConvNorm | None, switch: str) -> Layer | None:
+    return None if layer is None else layer.at(switch)
+
+
 def _widths(widths: tuple[int, ...]) -> dict[str, int]:
     return {str(width): width for width in widths}
 
@@ -77,7 +83,7 @@ def switch_of(step: Step) -> str:
             return str(step.width)
 
 
-class ElasticStem(blocks.Stem):
+class ElasticStem(ends.Stem):
     def __init__(self, value: values.Stem, widths: tuple[int, ...]):
         super().__init__(value)
         first, second = value.strides
@@ -97,7 +103,7 @@ class ElasticFFN(nn.Module):
         widths: tuple[int, ...],
         expansions: tuple[float, ...],
         layer_scale: float,
-        drop_path: float,
+        drop: float,
     ):
         super().__init__()
         outer, inner = {}, {}
@@ -108,10 +114,10 @@ class ElasticFFN(nn.Module):
         self.fc1 = ElasticConvNorm(value.width, value.hidden, inner)
         self.mid = ElasticConvNorm(value.hidden, value.hidden, inner, 3, groups=value.hidden)
         self.fc2 = ElasticConvNorm(value.hidden, value.width, outer)
-        self.scale = blocks.LayerScale(value.width, layer_scale)
-        self.act = blocks.activation(value.activation)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        blocks.init_ffn(self.fc1.conv, self.fc2.conv)
+        self.scale = LayerScale(value.width, layer_scale)
+        self.act = activation(value.activation)
+        self.drop_path = drop_path(drop)
+        init_mlp(self.fc1.conv, self.fc2.conv)
 
     def forward(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         switch = switch_of(step)
@@ -122,41 +128,43 @@ class ElasticFFN(nn.Module):
 class ElasticAttention(nn.Module):
     """Heads and their dimensions are fixed: only the block's input and output width is elastic."""
 
-    def __init__(self, value: values.AttentionBlock, widths: tuple[int, ...], layer_scale: float, drop_path: float):
+    def __init__(self, value: values.AttentionBlock, widths: tuple[int, ...], layer_scale: float, drop: float):
         super().__init__()
-        width, keys, vals = value.width, value.keys, value.values
+        width, keys, vals, stride = value.width, value.keys, value.values, value.stride
         outer = _widths(widths)
         to_keys, to_values = dict.fromkeys(outer, keys), dict.fromkeys(outer, vals)
-        strided = value.stride > 1
-        self.stride_conv = ElasticConvNorm(width, width, outer, 3, value.stride, width) if strided else None
+        self.heads = value.heads
+        self.full_queries = value.full_queries
+        self.stride_conv = ElasticConvNorm(width, width, outer, 3, stride, width) if stride > 1 else None
         self.q = ElasticConvNorm(width, keys, to_keys)
         self.k = ElasticConvNorm(width, keys, to_keys)
         self.v = ElasticConvNorm(width, vals, to_values)
-        self.v_local = ElasticConvNorm(vals, vals, to_values, 3, groups=vals)
-        self.talking_head1 = nn.Conv2d(value.heads, value.heads, 1)
-        self.talking_head2 = nn.Conv2d(value.heads, value.heads, 1)
-        self.bias = blocks.AttentionBias(value.heads, value.attention_grid)
+        self.v_local = ElasticConvNorm(vals, vals, to_values, 3, groups=vals) if value.local_value else None
+        self.talking_head1 = nn.Conv2d(self.heads, self.heads, 1) if value.talking_heads else None
+        self.talking_head2 = nn.Conv2d(self.heads, self.heads, 1) if value.talking_heads else None
+        self.bias = attention_bias(value)
         self.proj = ElasticConvNorm(vals, width, outer)
-        self.scale = blocks.LayerScale(width, layer_scale)
-        self.act = blocks.activation(value.activation)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.scale = LayerScale(width, layer_scale)
+        self.act = activation(value.activation)
+        self.drop_path = drop_path(drop)
 
     def forward(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         switch = switch_of(step)
-        return compute.attention(
+        attention = compute.downsampled_attention if self.full_queries else compute.attention
+        return attention(
             x,
-            self.stride_conv.at(switch) if self.stride_conv is not None else None,
+            _at(self.stride_conv, switch),
             self.q.at(switch),
             self.k.at(switch),
             self.v.at(switch),
-            self.v_local.at(switch),
-            self.talking_head1,
-            self.talking_head2,
-            self.bias(),
+            _at(self.v_local, switch),
+            None if self.talking_head1 is None else (self.talking_head1, self.talking_head2),
+            self.bias,
             self.proj.at(switch),
             self.scale.at(step.width),
             self.act,
             self.drop_path,
+            self.heads,
         )
 
 
@@ -169,36 +177,37 @@ class ElasticConvDownsampling(nn.Module):
         return self.conv.at(switch_of(step))(x)
 
 
-class ElasticDualPathDownsampling(nn.Module):
-    def __init__(self, value: values.DualPathDownsampling, pairs: dict[str, int]):
+class ElasticAttentionDownsampling(nn.Module):
+    def __init__(self, value: values.AttentionDownsampling, pairs: dict[str, int]):
         super().__init__()
-        inputs, keys, vals = value.in_width, value.keys, value.values
+        inputs, keys, vals, stride = value.in_width, value.keys, value.values, value.stride
         to_keys, to_values = dict.fromkeys(pairs, keys), dict.fromkeys(pairs, vals)
-        self.stride = value.stride
-        self.conv = ElasticConvNorm(inputs, value.width, pairs, 3, value.stride)
-        self.q_local = ElasticConv(inputs, inputs, 3, value.stride, 1, groups=inputs)
+        self.heads, self.stride = value.heads, stride
+        self.conv = ElasticConvNorm(inputs, value.width, pairs, 3, stride) if value.dual_path else None
+        self.q_local = ElasticConv(inputs, inputs, 3, stride, 1, groups=inputs)
         self.q = ElasticConvNorm(inputs, keys, to_keys)
         self.k = ElasticConvNorm(inputs, keys, to_keys)
         self.v = ElasticConvNorm(inputs, vals, to_values)
-        self.v_local = ElasticConvNorm(vals, vals, to_values, 3, value.stride, groups=vals)
-        self.bias = blocks.AttentionBias(value.heads, value.grid, value.stride)
+        self.v_local = ElasticConvNorm(vals, vals, to_values, 3, stride, vals) if value.local_value else None
+        self.bias = AttentionBias(value.heads, value.grid, query_stride=stride) if value.bias else None
         self.proj = ElasticConvNorm(vals, value.width, pairs)
-        self.act = blocks.activation(value.activation)
+        self.act = activation(value.activation)
 
     def forward(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         switch = switch_of(step)
-        return compute.dual_path_downsampling(
+        return compute.attention_downsampling(
             x,
-            self.conv.at(switch),
+            _at(self.conv, switch),
             lambda y: self.q_local(y, step.in_width),
             self.q.at(switch),
             self.k.at(switch),
             self.v.at(switch),
-            self.v_local.at(switch),
-            self.bias(),
+            _at(self.v_local, switch),
+            self.bias,
             self.proj.at(switch),
             self.act,
             self.stride,
+            self.heads,
         )
 
 
@@ -210,6 +219,6 @@ def shared(block: nn.Module, static: nn.Module, switch: str) -> dict[str, torch.
     own = block.state_dict(keep_vars=True)
     result = {}
     for name, tensor in static.state_dict().items():
-        source = own[name.replace(".bn.", f".norms.{switch}.")]
+        source = own[name.replace(".norm.", f".norms.{switch}.")]
         result[name] = source[tuple(slice(n) for n in tensor.shape)]
     return result

@@ -9,9 +9,19 @@ from torch import nn
 
 from pocketformer.architecture import Architecture, SearchSpace, Selection, Step
 from pocketformer.architecture import blocks as values
-from pocketformer.models import EfficientFormerV2, compute, create_model
-from pocketformer.models.efficientformerv2 import drop_path_rates
+from pocketformer.errors import UserError
+from pocketformer.models import Network, create_model
+from pocketformer.models.network import drop_path_rates
 from pocketformer.supernet import elastic
+
+
+def _check(space: SearchSpace) -> None:
+    """Refuses designs whose blocks have no elastic form."""
+    design = space.design
+    for switch, value in (("token_mixer", "ffn"), ("attention", "map"), ("norm", "bn"), ("stem", "conv")):
+        if (found := getattr(design, switch)) != value:
+            name = switch.replace("_", " ")
+            raise UserError(f"space {space.name}: a supernet has {name} {value!r} only, not {found!r}")
 
 
 class Supernet(nn.Module):
@@ -31,6 +41,7 @@ class Supernet(nn.Module):
         layer_scale: float = 1e-5,
     ):
         super().__init__()
+        _check(space)
         self.space = space
         self.num_classes, self.distilled, self.in_chans = num_classes, distilled, in_chans
         self.distilled_training = False
@@ -51,8 +62,8 @@ class Supernet(nn.Module):
                     self.stages[step.stage].append(attention)
                 case values.ConvDownsampling():
                     self.downsamples.append(elastic.ElasticConvDownsampling(value, self._pairs(step.stage)))
-                case values.DualPathDownsampling():
-                    self.downsamples.append(elastic.ElasticDualPathDownsampling(value, self._pairs(step.stage)))
+                case values.AttentionDownsampling():
+                    self.downsamples.append(elastic.ElasticAttentionDownsampling(value, self._pairs(step.stage)))
         last = space.stages[-1].widths
         self.norms = nn.ModuleDict({str(width): elastic.SwitchNorm(width) for width in last})
         self.head = nn.Linear(last[-1], num_classes)
@@ -86,7 +97,7 @@ class Supernet(nn.Module):
         """Executes one step; the steps of a selection in order are its forward pass."""
         if step.kind != "head":
             return self.block(step)(x, step)
-        x = compute.pool(x, self.norms[str(step.width)])
+        x = self.norms[str(step.width)](x).mean((2, 3))
         logits = self._linear(self.head, x)
         if self.head_dist is None:
             return logits
@@ -117,7 +128,7 @@ class Supernet(nn.Module):
                 norm.calibration = 0
 
     @torch.no_grad()
-    def extract(self, subnet: Architecture | Selection, drop_path: float = 0.0) -> EfficientFormerV2:
+    def extract(self, subnet: Architecture | Selection, drop_path: float = 0.0) -> Network:
         """A static network with copies of the weights, norms and running statistics that the subnet uses."""
         selection = self.select(subnet)
         model = create_model(

@@ -14,7 +14,7 @@ from torch import nn
 from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
-from pocketformer.models import EfficientFormerV2, create_model
+from pocketformer.models import Network, create_model
 
 
 class _Sink(io.BufferedWriter):
@@ -70,7 +70,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"weights {path} cannot be read: {error}") from None
 
 
-def save_model(folder: str | os.PathLike, model: EfficientFormerV2, classes: tuple[str, ...], data: dict) -> None:
+def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ...], data: dict) -> None:
     """A folder with `model.safetensors`, `architecture.json` and `config.json` (classes, size, how images were
     prepared): everything needed to use the network."""
     folder = Path(folder)
@@ -90,9 +90,7 @@ def save_model(folder: str | os.PathLike, model: EfficientFormerV2, classes: tup
     save_tensors(folder / "model.safetensors", model)
 
 
-def load_model(
-    folder: str | os.PathLike, architecture: str | os.PathLike | None = None
-) -> tuple[EfficientFormerV2, dict]:
+def load_model(folder: str | os.PathLike, architecture: str | os.PathLike | None = None) -> tuple[Network, dict]:
     """The network of a folder written by `save_model`, in eval mode, and its `config.json`."""
     folder = Path(folder)
     if folder.name == "model.safetensors":

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pocketformer.errors import UserError
-from pocketformer.models import EfficientFormerV2
+from pocketformer.models import Network
 from pocketformer.progress import stage
 from pocketformer.supernet import Supernet
 from pocketformer.supernet.sampling import Sandwich
@@ -32,7 +32,7 @@ class SingleTask:
 class DistillationTask:
     """Hard distillation of the second head (paper Sec. 5.1; contract 6.15), by timm's task."""
 
-    def __init__(self, model: EfficientFormerV2, teacher: nn.Module, label_smoothing: float = 0.0):
+    def __init__(self, model: Network, teacher: nn.Module, label_smoothing: float = 0.0):
         from timm.task import TokenDistillationTask
 
         self.model = model

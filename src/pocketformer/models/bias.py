@@ -1,0 +1,121 @@
+"""Attention bias: a learnable table with one entry a head and offset, at any grid (contract 6.11).
+
+Offsets are |dy| * W + |dx| on the grid of the keys. On another grid the same content lies at offsets that are
+larger in proportion, so the table, a function of (|dy|, |dx|), is sampled there: the table, not the N x N matrix
+that is gathered from it, so that on every grid the bias is a function of the offset alone.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from pocketformer.architecture.design import Grid
+from pocketformer.errors import UserError
+
+
+class AttentionBias(nn.Module):
+    """ab of V2 eq. 6. Gathered anew in each forward, so that no gathered bias outlives the weights.
+
+    Queries and keys are the grid's positions at their strides. With `dynamic` another grid than the built one
+    samples the table anew in each forward (it is small; the matrix is gathered in any case); without, it is refused.
+    """
+
+    def __init__(self, heads: int, grid: Grid, query_stride: int = 1, key_stride: int = 1):
+        super().__init__()
+        self.grid, self.query_stride, self.key_stride = tuple(grid), query_stride, key_stride
+        self.dynamic = False
+        self.table = nn.Parameter(torch.zeros(heads, grid[0] * grid[1]))
+        self.register_buffer("index", offset_index(grid, query_stride, key_stride), persistent=False)
+
+    def forward(self, grid: Grid) -> torch.Tensor:
+        """(heads, M, N) for M queries and N keys on `grid`."""
+        if tuple(grid) == self.grid:
+            return self.table[:, self.index]
+        if not self.dynamic:
+            built, found = (f"{height}x{width}" for height, width in (self.grid, grid))
+            raise UserError(
+                f"the image size gives an attention grid of {found}, the model was built for {built}: build it for "
+                "this resolution, call set_input_size, or use dynamic=True"
+            )
+        return gather(resample(self.table, self.grid, grid), grid, self.query_stride, self.key_stride)
+
+    def set_grid(self, grid: Grid) -> None:
+        """Another grid for good: the table is sampled once and replaced (a new parameter)."""
+        if tuple(grid) == self.grid:
+            return
+        table = resample(self.table.detach(), self.grid, grid)
+        self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
+        self.index = offset_index(grid, self.query_stride, self.key_stride).to(self.table.device)
+        self.grid = tuple(grid)
+
+
+def offset_index(grid: Grid, query_stride: int = 1, key_stride: int = 1) -> torch.Tensor:
+    """Entry of the bias table for each (query, key) pair: int64 (M, N), |dy| * W + |dx|."""
+    dy, dx = (_offsets(size, query_stride, key_stride) for size in grid)
+    index = dy[:, None, :, None] * grid[1] + dx[None, :, None, :]
+    return index.flatten(2).flatten(0, 1)
+
+
+def _offsets(size: int, query_stride: int, key_stride: int, device: torch.device | None = None) -> torch.Tensor:
+    """|query - key| along one axis: (queries, keys)."""
+    places = torch.arange(size, device=device)
+    return (places[::query_stride, None] - places[None, ::key_stride]).abs()
+
+
+def gather(table: torch.Tensor, grid: Grid, query_stride: int = 1, key_stride: int = 1) -> torch.Tensor:
+    """`table[:, offset_index(...)]` without that index: rows of offsets first, then columns. (heads, M, N)"""
+    dy, dx = (_offsets(size, query_stride, key_stride, table.device) for size in grid)
+    bias = table.unflatten(1, tuple(grid))[:, dy][..., dx]  # (heads, M_y, N_y, M_x, N_x)
+    return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def resample(table: torch.Tensor, grid: Grid, new_grid: Grid) -> torch.Tensor:
+    """The table (heads, h * w) of another grid, (heads, h' * w'): entry d' is the table at d' * h / h'."""
+    if tuple(grid) == tuple(new_grid):
+        return table
+    rows, columns = (
+        interpolation(old, new).to(table.device) for old, new in zip(grid, new_grid, strict=True)
+    )  # float64: exact where offsets coincide, whatever the table's precision
+    values = rows @ table.double().unflatten(1, tuple(grid)) @ columns.T
+    return values.flatten(1).to(table.dtype)
+
+
+@lru_cache(maxsize=256)
+def interpolation(old: int, new: int) -> torch.Tensor:
+    """Float64 (new, old): cubic interpolation (Keys 1981) of a function of |offset| at offsets 0, old / new, ...
+
+    Across zero the function is its own mirror image; beyond the last entry, which a finer grid exceeds by less
+    than one, it goes on as the parabola through the last three.
+    """
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    for i in range(new):
+        # Exact fractions: at equal offsets the weights are exactly 0 and 1.
+        whole, part = divmod(i * old, new)
+        t = part / new
+        for step, weight in zip((-1, 0, 1, 2), _keys(t), strict=True):
+            for entry, share in _entries(whole + step, old):
+                weights[i, entry] += weight * share
+    return weights
+
+
+def _keys(t: float) -> tuple[float, float, float, float]:
+    """Weights of the four neighbours of a place `t` behind the second one; third-order accurate."""
+    return (
+        ((-t + 2) * t - 1) * t / 2,
+        ((3 * t - 5) * t * t + 2) / 2,
+        ((-3 * t + 4) * t + 1) * t / 2,
+        (t - 1) * t * t / 2,
+    )
+
+
+def _entries(place: int, size: int) -> list[tuple[int, float]]:
+    """A place on or beyond the table as a weighted sum of its entries."""
+    place = abs(place)
+    if place < size:
+        return [(place, 1.0)]
+    if size < 3:  # no parabola through fewer: constant
+        return [(size - 1, 1.0)]
+    beyond = place - (size - 1)
+    first, second = beyond * (beyond + 1) / 2, -beyond * (beyond + 2)
+    return [(size - 3, first), (size - 2, float(second)), (size - 1, (beyond + 1) * (beyond + 2) / 2)]
