@@ -85,16 +85,15 @@ def resample(table: torch.Tensor, grid: Grid, new_grid: Grid) -> torch.Tensor:
 def interpolation(old: int, new: int) -> torch.Tensor:
     """Float64 (new, old): cubic interpolation (Keys 1981) of a function of |offset| at offsets 0, old / new, ...
 
-    Across zero the function is its own mirror image; beyond the last entry, which a finer grid exceeds by less
-    than one, it goes on as the parabola through the last three.
+    At both ends the function goes on as the parabola through the three entries there: a finer grid's last offset
+    lies less than one behind the table's, and at zero a table may well have a cusp, so that its mirror image is no
+    guide.
     """
     weights = torch.zeros(new, old, dtype=torch.float64)
     for i in range(new):
-        # Exact fractions: at equal offsets the weights are exactly 0 and 1.
-        whole, part = divmod(i * old, new)
-        t = part / new
-        for step, weight in zip((-1, 0, 1, 2), _keys(t), strict=True):
-            for entry, share in _entries(whole + step, old):
+        place, rest = divmod(i * old, new)  # exact: where offsets coincide the weights are 0 and 1
+        for step, weight in zip((-1, 0, 1, 2), _keys(rest / new), strict=True):
+            for entry, share in _entries(place + step, old):
                 weights[i, entry] += weight * share
     return weights
 
@@ -111,11 +110,10 @@ def _keys(t: float) -> tuple[float, float, float, float]:
 
 def _entries(place: int, size: int) -> list[tuple[int, float]]:
     """A place on or beyond the table as a weighted sum of its entries."""
-    place = abs(place)
-    if place < size:
+    if 0 <= place < size:
         return [(place, 1.0)]
+    end, inward, beyond = (0, 1, -place) if place < 0 else (size - 1, -1, place - size + 1)
     if size < 3:  # no parabola through fewer: constant
-        return [(size - 1, 1.0)]
-    beyond = place - (size - 1)
-    first, second = beyond * (beyond + 1) / 2, -beyond * (beyond + 2)
-    return [(size - 3, first), (size - 2, float(second)), (size - 1, (beyond + 1) * (beyond + 2) / 2)]
+        return [(end, 1.0)]
+    shares = ((beyond + 1) * (beyond + 2) / 2, -float(beyond * (beyond + 2)), beyond * (beyond + 1) / 2)
+    return [(end + inward * i, share) for i, share in enumerate(shares)]
