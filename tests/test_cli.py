@@ -19,9 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketformer.architecture import SearchSpace
+from perturbed import perturb
+from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.cli.main import main
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
+from pocketformer.models import create_model, load_checkpoint
+from pocketformer.training.checkpoint import save_tensors
+from pocketformer.training.data import open_data
 
 torch.set_num_threads(1)
 
@@ -535,3 +539,150 @@ def test_interrupted(shop, faults, tmp_path):
     out, err = process.communicate(timeout=30)
     Answer(process.returncode, out, err).fails(130, "interrupted", alone=False)
     assert "Traceback" not in err
+
+
+# --- The zoo ---
+
+
+def test_the_zoo_stands_beside_the_papers_figures(cli):
+    found = cli("models", "--json").json()
+    networks = {m["name"]: m for m in found["models"]}
+    s0 = networks["efficientformerv2_s0"]
+    assert (s0["parameters"], s0["macs"]) == (3_600_256, 395_892_544)
+    assert (s0["paper_parameters"], s0["paper_macs"]) == (3_534_553, 396_088_544)
+    assert s0["published"]["top1"] == [75.7, 76.2]
+    assert networks["efficientformer_l7"]["published"]["pixel6"] == 392.9
+    assert next(p for p in found["peers"] if p["name"] == "Hydra Attention")["pixel6"] is None
+
+    plain, all_ = cli("models"), cli("models", "--peers")
+    for answer in (plain, all_):
+        assert all(len(line) <= 120 for line in answer.out.splitlines())
+        row = next(line for line in answer.out.splitlines() if "efficientformerv2_s0" in line)
+        assert row.split()[1:] == ["3.60", "3.53", "3.5", "0.396", "0.396", "0.4", "75.7/76.2", "0.9", "20.8", "6.6"]
+    assert "MobileNetV2x1.4" in all_.out
+    assert "MobileNetV2x1.4" not in plain.out
+    hydra = next(line for line in all_.out.splitlines() if "Hydra Attention" in line)
+    assert hydra.split()[2:] == ["-", "-", "3.5", "-", "-", "0.38", "75.6", "4.1", "-", "9.7"]
+
+
+# --- Files of weights alone: official, timm's, ours ---
+
+
+@pytest.fixture(scope="module")
+def files_of_weights(shop) -> dict[str, Path]:
+    """A small network under the published design, in files of three and of ten classes."""
+    root = shop.path / "weights"
+    root.mkdir()
+    stages = [{"width": width, "blocks": ["ffn1", "attention", "ffn1"][-depth:]} for width, depth in
+              ((8, 1), (8, 1), (8, 3), (16, 3))]  # fmt: skip
+    architecture = Architecture.from_dict({"stages": stages, "design": {"resolution": [64, 64]}})
+    architecture.save(root / "shape.json")
+    torch.manual_seed(0)
+    found = {"data": shop.data, "network": shop.network, "shape": root / "shape.json"}
+    for classes in (3, 10):
+        model = perturb(create_model(architecture, classes))
+        for layout in ("official", "timm"):
+            found[f"{layout}{classes}"] = root / f"{layout}{classes}.pth"
+            torch.save({"model": model.export_checkpoint(layout)}, found[f"{layout}{classes}"])
+    found["ours"] = root / "ours.safetensors"
+    save_tensors(found["ours"], perturb(create_model(architecture, 3)))
+    found["cut"], found["code"] = root / "cut.pth", root / "code.pth"
+    found["cut"].write_bytes(found["official3"].read_bytes()[:9999])
+    torch.save({"model": Payload()}, found["code"])
+    return found
+
+
+@pytest.mark.parametrize("file", ["official3", "timm3", "ours"])
+def test_weights_alone_are_evaluated_and_exported(cli, files_of_weights, tmp_path, file):
+    """Official and timm's weights see ImageNet's mean and std, ours our own: in PyTorch and in the exported file."""
+    import onnxruntime
+
+    shape = files_of_weights["shape"]
+    common = ("--checkpoint", files_of_weights[file], "--architecture", shape, "--data", files_of_weights["data"])
+    answer = cli("evaluate", *common, "--json")
+    assert "the data's are taken in sorted order" in answer.err
+    model = create_model(Architecture.load(shape), 3).eval()
+    load_checkpoint(model, files_of_weights[file])
+    data = open_data(files_of_weights["data"], size=(64, 64))
+    pixels = data.test.images[data.test.indices].float() / 255
+    mean, std = ((0.5,) * 3, (0.5,) * 3)
+    if file != "ours":
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    labels = data.test.labels[data.test.indices]
+    with torch.no_grad():
+        logits = model(images)
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    found = answer.json()
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["correct"] == int((logits.argmax(1) == labels).sum())
+
+    exported = cli("export", *common, "--out", tmp_path / "model.onnx")
+    assert exported.code == 0, exported.err
+    assert f"mean {mean[0]:g}, " in exported.err
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (first,) = session.run(None, {"image": images[:1].numpy()})
+    assert torch.allclose(torch.from_numpy(first), logits[:1], atol=1e-4)
+
+
+def test_training_begins_with_weights_alone(cli, files_of_weights, tmp_path):
+    """A rate of next to nothing: what was loaded is still there; the head of ten classes is not."""
+    train = ["train", "--architecture", files_of_weights["shape"], "--data", files_of_weights["data"]]
+    train += ["--epochs", "1", "--learning-rate", "1e-30"]
+    for file, kept in (("official3", True), ("timm10", False)):
+        out = tmp_path / file
+        answer = cli(*train, "--init", files_of_weights[file], "--out", out)
+        assert answer.code == 0, answer.err
+        assert ("of 10 classes were dropped" in answer.err) is not kept
+        model = create_model(Architecture.load(files_of_weights["shape"]), 3)
+        load_checkpoint(model, files_of_weights[file])
+        trained = create_model(model.architecture, 3, distilled=False)
+        load_checkpoint(trained, out)
+        pairs = {name: (p, dict(model.named_parameters())[name]) for name, p in trained.named_parameters()}
+        for name, (found, expected) in pairs.items():
+            assert torch.allclose(found, expected) == (kept or not name.startswith("head.weight")), name
+        # It goes on seeing images as ImageNet's are normalised: the norms were re-calibrated on them.
+        assert json.loads((out / "config.json").read_text())["mean"] == [0.485, 0.456, 0.406]
+        data = open_data(files_of_weights["data"], size=(64, 64))
+        pixels = data.final.images[data.final.indices].float() / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        with torch.no_grad():
+            first = trained.stem.conv1.conv((pixels - mean) / std).mean((0, 2, 3))
+        assert torch.allclose(trained.stem.conv1.norm.running_mean, first, atol=2e-2)
+        again = cli(*train, "--init", files_of_weights[file], "--out", out, "--json")  # resumed: done
+        assert again.json()["parameters"] == sum(p.numel() for p in trained.parameters())
+
+
+WEIGHTS_MISTAKES = {
+    "no architecture": (["evaluate", "--checkpoint", "{official3}"], "--architecture"),
+    "export, no architecture": (["export", "--out", "{new}", "--checkpoint", "{ours}"], "--architecture"),
+    "another": (["evaluate", "--checkpoint", "{official3}", "--architecture", "efficientformerv2_s0"], "do not fit"),
+    "unknown": (["evaluate", "--checkpoint", "{official3}", "--architecture", "efficientformerv2_s9"], "v2_s2"),
+    "classes": (["evaluate", "--checkpoint", "{timm10}", "--architecture", "{shape}"], "knows 10", "has 3"),
+    "runtime": (
+        ["evaluate", "--checkpoint", "{timm3}", "--architecture", "{shape}", "--runtime", "onnxruntime"],
+        "weights alone",
+    ),
+    "cut": (["evaluate", "--checkpoint", "{cut}", "--architecture", "{shape}"], "cut.pth", "cannot be read"),
+    "code": (
+        ["export", "--checkpoint", "{code}", "--architecture", "{shape}", "--out", "{new}"],
+        "mkdir",
+        "not loaded",
+    ),
+    "init cut": (["train", "--architecture", "{shape}", "--out", "{new}", "--init", "{cut}"], "cannot be read"),
+    "init code": (["train", "--architecture", "{shape}", "--out", "{new}", "--init", "{code}"], "not loaded"),
+    "init of another": (
+        ["train", "--architecture", "efficientformerv2_s0", "--out", "{new}", "--init", "{timm3}"],
+        "timm layout",
+        "do not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS_MISTAKES)
+def test_mistakes_with_weights_alone(cli, files_of_weights, tmp_path, name):
+    arguments, *words = WEIGHTS_MISTAKES[name]
+    arguments = [*fill(arguments, files_of_weights, tmp_path / "new"), "--data", files_of_weights["data"]]
+    cli(*arguments).fails(2, *words, alone=False)
+    assert list(tmp_path.iterdir()) == []
+    assert not (Path(tempfile.gettempdir()) / f"executed-{os.getpid()}").exists()

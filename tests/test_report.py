@@ -10,10 +10,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from hypothesis import given, settings
 
+import designed
 from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.errors import UserError
 from pocketformer.report import write_figures, write_report
@@ -387,6 +390,29 @@ def test_diagram_shows_kept_and_removed_slots():
     assert drawn.count("<title>") == sum(s.slots for s in space.stages)
     whole = Architecture.named("efficientformerv2_l")
     assert diagram(whole).count("<title>") == sum(len(s.blocks) for s in whole.stages)
+
+
+@given(designed.architectures())
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_diagram_draws_any_design(architecture):
+    drawn = diagram(architecture)
+    ElementTree.fromstring(drawn)
+    assert drawn.count("<title>") == sum(len(s.blocks) for s in architecture.stages)
+
+
+def test_diagram_names_the_blocks_of_other_designs():
+    l1 = Architecture.named("efficientformer_l1")
+    for network, words in (
+        (l1, ["pooling and MLP by expansion", "attention (tokens)", ": attention on tokens<", ": MLP on tokens, exp"]),
+        (l1.with_design(token_mixer="dwconv", attention="map"), ["3×3 convolution and MLP, expansion 4", ": MLP, exp"]),
+        (l1.with_design(stem="large-kernel"), ["48 channels, one 7 × 7 convolution"]),
+        (
+            l1.with_design(downsampling=("conv", "attention", "dual-path")),
+            ["g: attention, s", "g: dual-path attention"],
+        ),
+    ):
+        for word in words:
+            assert word in diagram(network)
 
 
 def test_supernet_alone(tmp_path):

@@ -5,10 +5,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from designed import spaces
 from perturbed import perturb
 from pocketformer import Architecture, SearchSpace, Supernet
+from pocketformer.errors import UserError
 from pocketformer.supernet.sampling import Sandwich
 
 torch.set_num_threads(1)
@@ -24,7 +29,7 @@ def shared_names(selection, static_names):
         ratios = iter(selection.expansions[j])
         for i, slot in enumerate(selection.kept[j]):
             attention = selection.space.stages[j].is_attention(slot)
-            switch = f"{width[j]}" if attention else f"{width[j]}x{next(ratios)}"
+            switch = f"{width[j]}" if attention else f"{width[j]}x{next(ratios)}".replace(".", "_")
             prefixes[f"stages.{j}.blocks.{i}."] = (f"stages.{j}.{slot}.", switch)
     result = {}
     for name in static_names:
@@ -67,19 +72,55 @@ def test_a_subnet_is_its_extracted_network_in_eval_mode(name):
 
 @pytest.mark.parametrize("name", ["pocket28", "pocket32"])
 def test_a_subnet_is_its_extracted_network_in_training(name):
+    check_training(perturbed_supernet(name), 100)
+
+
+@given(spaces(elastic=True), st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_a_subnet_is_its_extracted_network_under_any_elastic_design(space, distilled):
+    """Other activations, strides, kinds of attention and of downsampling, three to five stages."""
+    space = SearchSpace.from_yaml(yaml.safe_dump(space.to_dict()), "made-up.yaml")
+    supernet = perturb(Supernet(space, 7, distilled)).double().eval()
+    x = images(space, 3).double()
+    with torch.inference_mode():
+        for subnet in (*subnets(space, 4), space.whole, space.minimum):
+            assert torch.allclose(supernet(x, subnet), supernet.extract(subnet)(x), rtol=1e-9, atol=1e-9)
+    check_training(supernet, 2)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"token_mixer": "dwconv"},
+        {"attention": "tokens", "local_value": False, "talking_heads": False, "attention_strides": (1, 1, 1, 1)},
+        {"norm": "gn"},
+        {"stem": "large-kernel"},
+    ],
+    ids=lambda switches: next(iter(switches)),
+)
+def test_designs_without_an_elastic_form_are_refused(switches):
+    values = SearchSpace.named("pocket28").to_dict()
+    space = SearchSpace.from_dict({**values, "design": {**values["design"], **switches}})
+    name, value = next(iter(switches.items()))
+    with pytest.raises(UserError, match=f"{name.replace('_', ' ')} '.*' only, not '{value}'") as refusal:
+        Supernet(space)
+    assert "\n" not in str(refusal.value)
+
+
+def check_training(supernet, n):
     """Outputs, running statistics and gradients; what the subnet does not use has no gradient at all."""
-    supernet = perturbed_supernet(name).double().train()
+    supernet.double().train()
     x = images(supernet.space, 4).double()
     labels = torch.tensor([0, 1, 2, 6])
-    for i, subnet in enumerate(subnets(supernet.space, 100)):
+    for i, subnet in enumerate(subnets(supernet.space, n)):
         selection = supernet.select(subnet)
         static = supernet.extract(subnet)
         assert static.training
         for model in (supernet, static):
             model.zero_grad()
-            model.distilled_training = i % 4 > 1
+            model.distilled_training = supernet.distilled and i % 4 > 1
         outputs = [supernet(x, subnet), static(x)]
-        if i % 4 < 2:
+        if not static.distilled_training:
             outputs = [(y,) for y in outputs]
         for ours, theirs in zip(*outputs, strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)

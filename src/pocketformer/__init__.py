@@ -16,6 +16,7 @@ _HOME = {
     "create_model": "models",
     "export": "deploy",
     "fuse": "deploy",
+    "load_checkpoint": "models",
     "mes": "search",
     "Supernet": "supernet",
 }

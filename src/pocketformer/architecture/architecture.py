@@ -85,6 +85,8 @@ class Architecture:
         object.__setattr__(self, "stages", tuple(self.stages))
         if len(self.stages) != len(self.design.attention_strides):
             raise UserError(f"{len(self.stages)} stages, but the design describes {len(self.design.attention_strides)}")
+        if self.design.stem == "conv" and self.stages[0].width < 2:
+            raise UserError("the stem's first convolution has half the width of stage 1, which must be 2 or more")
 
     @classmethod
     def named(cls, name: str) -> Architecture:
@@ -190,7 +192,8 @@ class Architecture:
         return 4 * cost.parameters + cost.buffer_bytes
 
     def peak_memory(self, resolution: int | Grid | None = None, num_classes: int = 1000) -> int:
-        """Bytes of the largest set of activations alive at once in the fused graph; float32, batch 1."""
+        """Bytes of the largest set of activations alive at once in the fused graph; float32, batch 1.
+        `architecture.block` says what counts as alive."""
         return 4 * max(b.activations() for b in self.blocks(resolution, num_classes, distilled=False))
 
     def _cost(self, resolution: int | Grid | None, num_classes: int, distilled: bool, in_chans: int) -> Cost:

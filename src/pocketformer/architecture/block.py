@@ -1,8 +1,12 @@
 """What every block value has, and the grid and key conventions that they share.
 
-A block's `costs` lists its layers (see `architecture.layers` for what is counted); its `activations` is the largest
-number of values alive at once while the *fused* block runs, batch 1: inputs still needed, plus outputs (norms,
-scales and activations run in place). Grids are (height, width) in positions; widths are channels.
+A block's `costs` lists its layers (see `architecture.layers` for what is counted). Grids are (height, width) in
+positions; widths are channels.
+
+Its `activations` is the largest number of values alive at once while the *fused* block runs on one image, its
+operators in the order of the code in `deploy` and each value freed behind its last use. Elementwise operators, norms
+and softmax run in place of an input that nothing else needs, changes of layout are free. Weights, constants and a
+runtime's own workspace are not counted: it is a floor that a runtime may exceed, not a measurement of one.
 """
 
 from functools import lru_cache
@@ -36,9 +40,15 @@ def _cost(block: "Block") -> Cost:
 
 
 class Block:
-    """What all block values have: `costs()`, `activations()`, `key()`, `out_grid`, and these sums."""
+    """What all block values have: `width` and `out_grid` of the output, `costs()`, `activations()`, `key()`, and
+    these."""
 
     kind: str
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the input, on `grid`."""
+        return getattr(self, "in_chans", None) or getattr(self, "in_width", None) or self.width
 
     @property
     def cost(self) -> Cost:

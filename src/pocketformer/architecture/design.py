@@ -67,7 +67,7 @@ class Design:
         numbers = (*self.resolution, *self.stem_strides, *self.stage_strides, *self.attention_strides)
         sizes = (self.heads, self.key_dim, self.value_dim, self.downsampling_heads)
         sizes += (self.downsampling_key_dim, self.downsampling_value_dim)
-        if any(not isinstance(n, int) or n < 1 for n in numbers + sizes):
+        if any(type(n) is not int or n < 1 for n in numbers + sizes):  # true is an int, too
             raise UserError("a design's sizes, strides and head counts must be positive whole numbers")
         if len(self.resolution) != 2 or len(self.stem_strides) != 2:
             raise UserError("a design has two image sides and two stem strides")

@@ -43,7 +43,7 @@ class MetaBlock(Block):
         return costs
 
     def activations(self) -> int:
-        return positions(self.grid) * max(2 * self.width, self.width + self.hidden + min(self.width, self.hidden))
+        return positions(self.grid) * (2 * self.width + self.hidden)  # input, hidden map, output
 
     def key(self) -> str:
         widths = f"{self.width}x{self.expansion:g}"
@@ -106,9 +106,9 @@ class TokenAttentionBlock(Block):
         return (layers.norm("ln", w, w * n), qkv, attention, table, layers.linear(values, w, n), layers.parameters(w))
 
     def activations(self) -> int:
-        n, h = positions(self.grid), self.heads
-        qkv, mixing = n * h * (2 * self.key_dim + self.value_dim), h * n * n
-        return n * self.width + max(n * self.width + qkv, qkv + mixing, mixing + 2 * n * h * self.value_dim)
+        n, width, heads = positions(self.grid), self.width, self.heads
+        qkv, values = heads * (2 * self.key_dim + self.value_dim), heads * self.value_dim
+        return n * (width + max(width + qkv, qkv + heads * n + values, 2 * values, values + width))
 
     def key(self) -> str:
         heads = f"h{self.heads}k{self.key_dim}v{self.value_dim}"

@@ -100,15 +100,21 @@ class AttentionBlock(Block):
 
     def activations(self) -> int:
         m, n, full = positions(self.query_grid), positions(self.key_grid), positions(self.grid)
-        k, v, residual = self.keys, self.values, self.width * full
-        mixing, local = self.heads * m * n, v * n if self.local_value else 0
-        at_attention = residual + max(
-            (m + n) * k + n * v + local + mixing,  # q, k, v, local v, scores
-            n * v + local + (2 if self.talking_heads else 1) * mixing,
-            mixing + n * v + local + m * v,
-        )
-        upsampled = residual + v * full + (v * n if self.stride > 1 else 0)
-        return max(at_attention, upsampled, residual + v * full + self.width * full)
+        k, v, mixing = self.keys, self.values, self.heads * m * n
+        strided = self.width * n if self.stride > 1 else 0
+        moments = [
+            strided + n * v + (m + n) * k,  # the projections
+            n * v + (m + n) * k + mixing,  # the scores of q and k
+            n * v + mixing + max(m * v, mixing if self.talking_heads else 0),  # weights times v
+            (v + self.width) * full,  # the output's projection
+        ]
+        if self.local_value:
+            moments.append(m * v + 2 * n * v)
+        if self.stride > 1:  # interpolation: of the local value, or of the whole output
+            moments.append(((full if self.full_queries else 0) + n + full) * v)
+        if self.full_queries and not self.local_value:
+            moments.pop()  # nothing to interpolate
+        return self.width * full + max(moments)
 
     def key(self) -> str:
         heads = f"h{self.heads}k{self.key_dim}v{self.value_dim}"
@@ -166,12 +172,16 @@ class AttentionDownsampling(Block):
 
     def activations(self) -> int:
         n, m = positions(self.grid), positions(self.out_grid)
-        k, v, conv_path = self.keys, self.values, self.width * m if self.dual_path else 0
-        attention, local = self.heads * m * n, m * v if self.local_value else 0
+        i, o, k, v, mixing = self.in_width, self.width, self.keys, self.values, self.heads * m * n
+        keeps = i * n if self.dual_path else 0  # the input, for the convolution after the attention
         return max(
-            conv_path + self.in_width * n + m * k + n * (k + v),
-            conv_path + (m + n) * k + n * v + local + attention,
-            conv_path + attention + n * v + local + m * v,
+            i * n + n * v + m * (i + k),  # the query: subsampled, projected
+            i * n + n * v + (m + n) * k,  # the projections
+            keeps + n * v + (m + n) * k + mixing,  # the scores of q and k
+            keeps + n * v + mixing + m * v,  # weights times v
+            keeps + (n * v + 2 * m * v if self.local_value else 0),
+            keeps + m * (v + o),  # the output's projection
+            keeps + 2 * m * o if self.dual_path else 0,
         )
 
     def key(self) -> str:

@@ -122,7 +122,7 @@ class Head(Block):
         return (norm, *(heads * (layers.linear(self.width, self.num_classes),)))
 
     def activations(self) -> int:
-        return self.width * positions(self.grid) + self.width + self.num_classes
+        return self.width + max(self.width * positions(self.grid), self.num_classes)
 
     def key(self) -> str:
         """The fused graph has one classifier whether the network was distilled or not."""

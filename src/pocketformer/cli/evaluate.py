@@ -10,7 +10,11 @@ from pocketformer.cli import options
 def evaluate(
     checkpoint: Annotated[
         str,
-        typer.Option(metavar="PATH", help="Folder of `design` or `train`, or an exported file inside one."),
+        typer.Option(
+            metavar="PATH",
+            help="Folder of `design` or `train`, an exported file inside one, or a file of weights (official, timm's "
+            "or ours) with its --architecture.",
+        ),
     ],
     data: options.Data,
     architecture: options.ArchitectureFile = None,
@@ -31,12 +35,14 @@ def evaluate(
 
     In PyTorch, or through an exported file (exported/model.onnx of the folder, unless PATH is a file). The
     test split is val/ of the data; without val/, give the --seed of the training, so that the same tenth is
-    set aside. Writes no files.
+    set aside. A file of official or timm's weights gets images normalised as on ImageNet, and the data's classes
+    in sorted order. Writes no files.
 
     \b
     Examples:
       pocketformer evaluate --checkpoint runs/mine --data photos
       pocketformer evaluate --checkpoint runs/mine --data photos --runtime onnxruntime
+      pocketformer evaluate --checkpoint s0.pth --architecture efficientformerv2_s0 --data imagenet
     """
     from pocketformer.cli.summary import percent
     from pocketformer.pipelines.trainings import evaluate_checkpoint

@@ -9,7 +9,14 @@ from pocketformer.cli import options
 
 
 def export(
-    checkpoint: Annotated[str, typer.Option(metavar="FOLDER", help="A folder of `design` or `train`.")],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="A folder of `design` or `train`, or a file of weights (official, timm's or ours) with its "
+            "--architecture.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, such as model.onnx.")],
     format: Annotated[str, typer.Option(metavar="NAME", help="Format of the file: onnx.")] = "onnx",
     architecture: options.ArchitectureFile = None,
@@ -23,7 +30,8 @@ def export(
     """Write a trained network as a file for deployment.
 
     The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and
-    then normalised by `mean` and `std` of the folder's config.json; output `logits`. The file is run on real
+    then normalised by `mean` and `std` of the folder's config.json (for a file of weights they are printed);
+    output `logits`. The file is run on real
     images and compared with PyTorch first: on a mismatch nothing is written (exit code 1).
 
     \b

@@ -121,7 +121,10 @@ Teacher = Annotated[
 ]
 ArchitectureFile = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="An architecture.json. [default: the one beside the checkpoint]"),
+    typer.Option(
+        metavar="NAME|FILE",
+        help="A published name, or an architecture.json. [default: the one beside the checkpoint]",
+    ),
 ]
 
 

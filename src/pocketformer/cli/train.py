@@ -20,8 +20,9 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER",
-            help="Start from the weights of a supernet, or of a trained network of the same architecture.",
+            metavar="FOLDER|FILE",
+            help="Start from the weights of a supernet, or of a trained network of the same architecture; or from a "
+            "file of weights: official, timm's or ours.",
         ),
     ] = None,
     teacher: options.Teacher = None,

@@ -46,13 +46,13 @@ class HeadMix(nn.Module):
 class Upsampling(nn.Module):
     """Bilinear, corners not aligned: (B, C, *grid) to (B, C, *size)."""
 
-    def __init__(self, grid: Grid, size: Grid):
+    def __init__(self, grid: Grid, size: Grid, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.size, entries = size, positions(grid) * positions(size)
         matrix = None
         if entries <= _MATRIX_ENTRIES:
-            unit = torch.eye(positions(grid)).reshape(1, -1, *grid)
-            matrix = F.interpolate(unit, size=size, mode="bilinear", align_corners=False)[0].flatten(1)
+            unit = torch.eye(positions(grid), dtype=torch.float64).reshape(1, -1, *grid)
+            matrix = F.interpolate(unit, size=size, mode="bilinear", align_corners=False)[0].flatten(1).to(dtype)
         self.register_buffer("matrix", matrix)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,8 @@ class FusedAttention(nn.Module):
         if block.stride_conv is not None:
             self.stride_conv = fold(block.stride_conv)
             key_grid = strided(grid, block.stride_conv.conv.stride[0])
-            self.upsampling = Upsampling(key_grid, tuple(grid)).to(block.scale.gamma)
+            gamma = block.scale.gamma
+            self.upsampling = Upsampling(key_grid, tuple(grid), gamma.dtype).to(gamma.device)
             self.grid = self.grid if self.full_queries else key_grid
         self.q, self.k, self.v = fold(block.q, key_dim**-0.5), fold(block.k), fold(block.v)
         self.v_local = None if block.v_local is None else fold(block.v_local)

@@ -33,7 +33,7 @@ def fuse(model: nn.Module) -> "FusedNetwork":
         raise UserError(f"cannot fuse a {kind}: it is not one of this package's networks") from None
     if model.num_classes == 0 or model.global_pool != "avg":
         raise UserError("cannot fuse a network without a classifier: reset_classifier gives it one")
-    fused = [fuse_block(part, grid) for part, grid in zip(parts, grids[:-1], strict=True)]
+    fused = [fuse_block(part, grid) for part, grid in zip(parts, grids, strict=False)]  # stages may be pruned
     return FusedNetwork(*fused, FusedHead(norm, heads)).eval()
 
 
@@ -80,14 +80,17 @@ class FusedHead(nn.Module):
         heads = list(heads)
         weight = torch.stack([head.weight.double() for head in heads]).mean(0)
         bias = torch.stack([head.bias.double() for head in heads]).mean(0)
-        factor, shift = norm.weight.double(), norm.bias.double()
         self.norm = None
         self.on_tokens = isinstance(norm, nn.LayerNorm)
-        if isinstance(norm, nn.BatchNorm2d):
-            factor = factor / (norm.running_var.double() + norm.eps).sqrt()
-            shift = shift - norm.running_mean.double() * factor
-        else:
-            self.norm = plain_norm(norm)
+        match norm:
+            case nn.Identity():  # a pruned network's
+                factor, shift = torch.ones_like(weight[0]), torch.zeros_like(weight[0])
+            case nn.BatchNorm2d():
+                factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+                shift = norm.bias.double() - norm.running_mean.double() * factor
+            case _:
+                self.norm = plain_norm(norm)
+                factor, shift = norm.weight.double(), norm.bias.double()
         self.linear = nn.Linear(heads[0].in_features, heads[0].out_features).to(heads[0].weight)
         with torch.no_grad():
             self.linear.weight.copy_(weight * factor)

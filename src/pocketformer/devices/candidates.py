@@ -13,21 +13,22 @@ from torch import nn
 from pocketformer.architecture import Architecture
 from pocketformer.architecture.blocks import BlockValue, Grid, Head
 from pocketformer.deploy import FusedHead, fuse, fuse_block
-from pocketformer.models import create_model
+from pocketformer.models import create_model, layers
 from pocketformer.models.network import build_block
 
 
 def write_chain(runtime: ModuleType, blocks: Sequence[BlockValue], path: Path, batch: int = 1) -> None:
     """A row of fused blocks, each with weights of its own, in the runtime's format."""
     first = blocks[0]
-    width = getattr(first, "in_chans", None) or getattr(first, "in_width", None) or first.width
-    chain = nn.Sequential(*map(_fused, blocks)).eval()
-    runtime.write(chain, torch.randn(batch, width, *first.grid), path)
+    chain = nn.Sequential(*map(fused, blocks)).eval()
+    runtime.write(chain, torch.randn(batch, first.inputs, *first.grid), path)
 
 
-def _fused(block: BlockValue) -> nn.Module:
+def fused(block: BlockValue) -> nn.Module:
+    """The deployed form of a block on its own."""
     if isinstance(block, Head):
-        return FusedHead(nn.BatchNorm2d(block.width), [nn.Linear(block.width, block.num_classes)])
+        norm = nn.LayerNorm(block.width) if block.norm == "ln" else layers.norm(block.norm, block.width)
+        return FusedHead(norm, [nn.Linear(block.width, block.num_classes)])
     return fuse_block(build_block(block, layer_scale=1.0), block.grid)
 
 

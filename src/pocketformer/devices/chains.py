@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pocketformer.architecture import FFN, SearchSpace, placement
-from pocketformer.architecture.blocks import AttentionBlock, BlockValue, FFNBlock, Grid, Head, Stem
+from pocketformer.architecture.blocks import BlockValue, Grid
 from pocketformer.devices.table import space_blocks
 
 _REPEATS = 4
@@ -43,9 +43,9 @@ def space_chains(space: SearchSpace, num_classes: int) -> list[Chain]:
     """The chains that a space needs: first pairs, of one and of four units, then the others."""
     pairs, singles = [], []
     for block in space_blocks(space, num_classes).values():
-        if isinstance(block, FFNBlock | AttentionBlock):
+        if block.kind in ("ffn", "attention"):
             unit = (block,)
-            if isinstance(block, AttentionBlock):
+            if block.kind == "attention":
                 unit = (block, _ffn(space, block.width, block.grid))
             pairs += [Chain(block, unit), Chain(block, unit, _REPEATS)]
         else:
@@ -62,10 +62,10 @@ def _ffn(space: SearchSpace, width: int, grid: Grid) -> BlockValue:
 
 
 def _between_ffns(space: SearchSpace, block: BlockValue) -> tuple[BlockValue, ...]:
-    if isinstance(block, Head):
+    if block.kind == "head":
         return (_ffn(space, block.width, block.grid), block)
     behind = _ffn(space, block.width, block.out_grid)
-    if isinstance(block, Stem):
+    if block.kind == "stem":
         return (block, behind)
     return (_ffn(space, block.in_width, block.grid), block, behind)
 
@@ -81,16 +81,16 @@ def block_costs(chains: Sequence[Chain], times: Mapping[str, float]) -> tuple[di
         costs[chain.target.key()] = max(cost, _LEAST * times[chain.name])
 
     one = {chain.target.key(): times[chain.name] for chain in chains if chain.repeats == 1}
-    for kind in (FFNBlock, AttentionBlock):  # FFNs first: the others' costs follow from theirs
+    for kind in ("ffn", "attention"):  # FFNs first: the others' costs follow from theirs
         for chain in chains:
-            if isinstance(chain.target, kind) and chain.repeats > 1:
+            if chain.target.kind == kind and chain.repeats > 1:
                 key = chain.target.key()
                 unit = (times[chain.name] - one[key]) / (chain.repeats - 1)
                 add(chain, unit)
                 overhead[key] = one[key] - unit
     nothing = max(min(overhead.values()), 0.0)
     for chain in chains:
-        if not isinstance(chain.target, FFNBlock | AttentionBlock):
+        if chain.target.kind not in ("ffn", "attention"):
             ends = [overhead.get(block.key(), nothing) for block in (chain.unit[0], chain.unit[-1])]
             add(chain, times[chain.name], sum(ends) / 2)
     return costs, nothing

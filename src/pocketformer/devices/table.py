@@ -8,7 +8,7 @@ from typing import Any
 
 from pocketformer import files
 from pocketformer.architecture import FFN, Architecture, Attention, SearchSpace, placement
-from pocketformer.architecture.blocks import BlockValue, Grid, Head, Stem
+from pocketformer.architecture.blocks import BlockValue, Grid
 from pocketformer.errors import UserError
 
 _FORMAT = "pocketformer.latency-table/1"
@@ -206,14 +206,16 @@ def space_blocks(space: SearchSpace, num_classes: int) -> dict[str, BlockValue]:
     """Every block that a member of the space may hold, by key, at the space's resolution."""
     design, stages, blocks = space.design, space.stages, []
     for width in stages[0].widths:
-        blocks.append(Stem(3, width, space.resolution, design.stem_strides, design.activation))
+        blocks.append(placement.stem(design, 3, width, space.resolution))
     for j, (stage, grid) in enumerate(zip(stages, space.grids, strict=True)):
         for width in stage.widths:
             if j > 0:
                 for in_width in stages[j - 1].widths:
                     blocks.append(placement.downsampling(design, j, in_width, width, space.grids[j - 1]))
             kinds = [FFN(e) for e in space.expansions] + [Attention()] * stage.attention
-            blocks.extend(placement.block(design, j, width, kind, grid) for kind in kinds)
+            for before in [(), (Attention(),)][: 1 + stage.attention]:  # in some designs, blocks behind one differ
+                blocks.extend(placement.block(design, j, width, kind, grid, before) for kind in kinds)
     for width in stages[-1].widths:
-        blocks.append(Head(width, space.grids[-1], num_classes, distilled=False))
+        for tokens in sorted({False, placement.on_tokens(design, [Attention()] * stages[-1].attention)}):
+            blocks.append(placement.head(design, width, space.grids[-1], num_classes, False, tokens))
     return {block.key(): block for block in blocks}

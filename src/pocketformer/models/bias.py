@@ -6,6 +6,7 @@ that is gathered from it, so that on every grid the bias is a function of the of
 """
 
 from functools import lru_cache
+from operator import index
 
 import torch
 from torch import nn
@@ -40,24 +41,35 @@ class AttentionBias(nn.Module):
             )
         return gather(resample(self.table, self.grid, grid), grid, self.query_stride, self.key_stride)
 
+    @torch.inference_mode(False)
     def set_grid(self, grid: Grid) -> None:
         """Another grid for good: the table is sampled once and replaced (a new parameter)."""
         if tuple(grid) == self.grid:
             return
         table = resample(self.table.detach(), self.grid, grid)
         self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
-        self.index = offset_index(grid, self.query_stride, self.key_stride).to(self.table.device)
         self.grid = tuple(grid)
+        self._reset_index()
+
+    @torch.inference_mode(False)  # what it makes is for trainings too
+    def _reset_index(self) -> None:
+        self.index = offset_index(self.grid, self.query_stride, self.key_stride, self.table.device)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._reset_index()  # no state dict holds it: on the meta device, or after `to_empty`, it has no values
 
 
-def offset_index(grid: Grid, query_stride: int = 1, key_stride: int = 1) -> torch.Tensor:
+def offset_index(
+    grid: Grid, query_stride: int = 1, key_stride: int = 1, device: torch.device | None = None
+) -> torch.Tensor:
     """Entry of the bias table for each (query, key) pair: int64 (M, N), |dy| * W + |dx|."""
-    dy, dx = (_offsets(size, query_stride, key_stride) for size in grid)
+    dy, dx = (_offsets(size, query_stride, key_stride, device) for size in grid)
     index = dy[:, None, :, None] * grid[1] + dx[None, :, None, :]
     return index.flatten(2).flatten(0, 1)
 
 
-def _offsets(size: int, query_stride: int, key_stride: int, device: torch.device | None = None) -> torch.Tensor:
+def _offsets(size: int, query_stride: int, key_stride: int, device: torch.device | None) -> torch.Tensor:
     """|query - key| along one axis: (queries, keys)."""
     places = torch.arange(size, device=device)
     return (places[::query_stride, None] - places[None, ::key_stride]).abs()
@@ -75,27 +87,34 @@ def resample(table: torch.Tensor, grid: Grid, new_grid: Grid) -> torch.Tensor:
     if tuple(grid) == tuple(new_grid):
         return table
     rows, columns = (
-        interpolation(old, new).to(table.device) for old, new in zip(grid, new_grid, strict=True)
-    )  # float64: exact where offsets coincide, whatever the table's precision
+        torch.tensor(_constant(index(old), index(new)), dtype=torch.float64, device=table.device)
+        for old, new in zip(grid, new_grid, strict=True)
+    )  # float64: exact where offsets coincide, whatever the table's precision; `index` for compilers' symbolic sizes
     values = rows @ table.double().unflatten(1, tuple(grid)) @ columns.T
     return values.flatten(1).to(table.dtype)
 
 
+@torch.compiler.assume_constant_result  # torch.compile would trace the arithmetic, and warn of the cache
+def _constant(old: int, new: int) -> tuple[tuple[float, ...], ...]:
+    return interpolation(old, new)
+
+
 @lru_cache(maxsize=256)
-def interpolation(old: int, new: int) -> torch.Tensor:
-    """Float64 (new, old): cubic interpolation (Keys 1981) of a function of |offset| at offsets 0, old / new, ...
+def interpolation(old: int, new: int) -> tuple[tuple[float, ...], ...]:
+    """Matrix (new, old): cubic interpolation (Keys 1981) of a function of |offset| at offsets 0, old / new, ...
 
     At both ends the function goes on as the parabola through the three entries there: a finer grid's last offset
     lies less than one behind the table's, and at zero a table may well have a cusp, so that its mirror image is no
-    guide.
+    guide. Numbers, not a tensor: one made inside `inference_mode`, an export or on the meta device would be of no use
+    outside, yet stay in the cache.
     """
-    weights = torch.zeros(new, old, dtype=torch.float64)
-    for i in range(new):
+    weights = [[0.0] * old for _ in range(new)]
+    for i, row in enumerate(weights):
         place, rest = divmod(i * old, new)  # exact: where offsets coincide the weights are 0 and 1
         for step, weight in zip((-1, 0, 1, 2), _keys(rest / new), strict=True):
             for entry, share in _entries(place + step, old):
-                weights[i, entry] += weight * share
-    return weights
+                row[entry] += weight * share
+    return tuple(map(tuple, weights))
 
 
 def _keys(t: float) -> tuple[float, float, float, float]:

@@ -1,5 +1,261 @@
-"""Checkpoints."""
+"""Checkpoints of any origin into a network, and a network's weights in the layouts of others (contract 4)."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pocketformer.architecture.blocks import AttentionBlock
+from pocketformer.architecture.design import Grid
+from pocketformer.errors import UserError
+from pocketformer.models import layouts, weights
+from pocketformer.models.bias import AttentionBias, resample
+
+if TYPE_CHECKING:
+    from pocketformer.models.network import Network
+
+State = dict[str, torch.Tensor]
+_RECOGNISED = 0.2  # the share of a network's names that a file must have to be taken for one of a layout
 
 
-def export_checkpoint(model, layout):
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_checkpoint` found and did: the file, its layout, the heads of the file that were dropped and the
+    heads of the network that were copied from another, the tables of attention biases that were re-sampled; and
+    `notes`, the same in sentences. `str()` is one line."""
+
+    path: Path
+    layout: str
+    dropped: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join((f"{self.path}: {self.layout} layout", *self.notes))
+
+
+def load_checkpoint(
+    model: "Network", path: str | os.PathLike, *, ema: bool = False, resolution: int | Grid | None = None
+) -> Loaded:
+    """Loads weights of the official implementation, of timm or of ours into `model`.
+
+    Args:
+        path: a torch file (a state dict, bare or as `model`, `state_dict`, `model_ema` among other things), a
+            safetensors file, or a folder of ours.
+        ema: take the averaged weights of a training's file.
+        resolution: of the network that the file is from, px; needed only where its attention grids are neither
+            square nor this model's, and not stated (our files state it).
+
+    A classifier for another number of classes is dropped and the model keeps its own; one classifier fills both of
+    a model that has two. Tables of attention biases from another resolution are re-sampled. Each of these is
+    reported, and logged as a warning of "pocketformer". Precision, device and mode of the model stay.
+
+    Raises:
+        UserError: a file that is missing, damaged, holds code, or is of another network, with the first
+            differences; the model is then as it was.
+    """
+    loaded = fit(model, weights.read(path, ema), path, resolution)
+    for note in loaded.notes:
+        logging.getLogger("pocketformer").warning("%s: %s", path, note)
+    return loaded
+
+
+def fit(
+    model: "Network", found: weights.Weights, path: str | os.PathLike, resolution: int | Grid | None = None
+) -> Loaded:
+    """`load_checkpoint` of a file that was read, without the warnings: for those who tell its `notes` themselves."""
+    layout, names = recognise(model, found, path)
+    own = model.state_dict()
+    given = {ours: found.tensors[theirs] for ours, theirs in names.items() if theirs in found.tensors}
+    named = set(names.values())
+    extra = [name for name in found.tensors if name not in named and not _spare(name)]
+
+    heads, dropped, copied, notes = _heads(own, found.tensors)
+    given = {name: tensor for name, tensor in given.items() if not _is_head(name)} | heads
+    given = {name: t.flatten() if name.endswith(".gamma") else t for name, t in given.items()}
+    stated = resolution or found.resolution
+    given, resampled, note = _at_grids(model, given, stated, square=layout == "official", path=path)
+
+    wrong = []
+    for name, tensor in own.items():
+        if name in given:
+            wrong += [f"{names[name]} is {why}" for why in _misfit(given[name], tensor)]
+        elif not _may_lack(name, given):
+            wrong.append(f"{names[name]} {_text(tensor)} is missing")
+    wrong += [f"{weights.shown(name)} is not this model's" for name in extra]
+    if wrong:
+        count = f"{len(wrong)} differences, first " if len(wrong) > 3 else ""
+        raise UserError(f"weights {path} ({layout} layout) do not fit this model: {count}{'; '.join(wrong[:3])}")
+    model.load_state_dict({**own, **given})
+    return Loaded(Path(path), layout, dropped, copied, resampled, (*notes, *note))
+
+
+def recognise(model: "Network", found: weights.Weights, path: str | os.PathLike) -> tuple[str, dict[str, str]]:
+    """The layout whose names for this network the file has most of, and these names: {ours: theirs}."""
+    best: tuple[float, str, dict[str, str]] = (0, "", {})
+    for layout in layouts.LAYOUTS:
+        try:
+            names = layouts.names(model.architecture, layout, model.state_dict())
+        except UserError:  # the layout cannot hold this network, so the file is not of this layout or network
+            continue
+        names = {ours: theirs.replace("dist_head.", "head_dist.") for ours, theirs in names.items()}
+        count = sum(theirs in found.tensors for theirs in names.values())
+        best = max(best, (count, layout, names), key=lambda candidate: candidate[0])
+    count, layout, names = best
+    if count < _RECOGNISED * len(names) or not names:
+        raise UserError(
+            f"weights {path} fit neither this model nor a layout of it: they begin with {weights.first(found.tensors)}"
+            f" (this model has {weights.first(model.state_dict())})"
+        )
+    return layout, names
+
+
+def export_checkpoint(model: "Network", layout: str = "official") -> State:
+    """A state dict, copied, under the names, in the order and with the extra tables of the official implementation
+    ("official"), of timm ("timm"), or as it is ("pocketformer").
+
+    A published network loads strictly into its namesake there. A searched one is as well named; timm builds V2's as
+    `EfficientFormerV2(depths, embed_dims=…, mlp_ratios=…, num_vit=…)` where its attention blocks are the last
+    `num_vit` of both stages 3 and 4, and V1's as `EfficientFormer(depths, embed_dims=…, num_vit=…)` with one
+    expansion throughout. timm's V1 always has two heads: an only head is written as both, whose mean it is.
+
+    Raises `UserError` naming what the layout cannot hold.
+    """
+    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    names = layouts.names(model.architecture, layout, own)
+    if layout == layouts.OURS:
+        return own
+    if "norm.weight" not in own:
+        raise UserError(f"the {layout} layout cannot hold a network whose last stages or norm were taken out")
+    biases = {f"{name}.bias.table": module.bias for name, module in _attentions(model)}
+    layouts.check_export(model.architecture, layout, (bias.grid for bias in biases.values()))
+    v1 = layouts.is_v1(model.architecture)
+    result = {}
+    for ours, theirs in names.items():
+        tensor = own[ours]
+        if layout == "official" and not v1 and ours.endswith(".gamma"):
+            tensor = tensor[:, None, None]
+        result[theirs] = tensor
+        if ours in biases and (layout == "official" or v1):  # a buffer that timm's V2 does not keep
+            result[theirs.removesuffix("es") + "_idxs"] = biases[ours].index.clone()
+    if layout == "timm" and v1 and model.head_dist is None and model.num_classes:
+        result |= {f"head_dist.{name}": result[f"head.{name}"].clone() for name in ("weight", "bias")}
+    return result
+
+
+# --- the parts of a file that may differ
+
+
+def _spare(name: str) -> bool:
+    """Whether a file may hold this without the network having it."""
+    return _is_head(name) or name.endswith(("attention_bias_idxs", "num_batches_tracked"))
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("head.", "head_dist."))
+
+
+def _may_lack(name: str, given: State) -> bool:
+    """Whether the network keeps its own where a file has none: a whole head, not half of one."""
+    whole = _is_head(name) and f"{name.split('.')[0]}.weight" not in given
+    return whole or name.endswith("num_batches_tracked")
+
+
+def _heads(own: State, found: State) -> tuple[State, tuple[str, ...], tuple[str, ...], list[str]]:
+    """The heads to load, which of the file's were dropped, which of the network's are copies, and notes."""
+    here = [head for head in ("head", "head_dist") if f"{head}.weight" in own]
+    there = {head: found[f"{head}.weight"] for head in ("head", "head_dist") if f"{head}.weight" in found}
+    classes = len(own["head.weight"]) if here else 0
+    others = {head: tensor for head, tensor in there.items() if tensor.shape[:1] != (classes,)}
+    dropped, copied, notes = [], [], []
+    given: State = {}
+    if others:
+        dropped += others
+        kept = f"this model has {classes} and keeps its own" if here else "this model has none"
+        were = f"of {others[dropped[0]].shape[:1].numel()} classes {'was' if len(others) == 1 else 'were'} dropped"
+        notes.append(f"{' and '.join(others)} {were}: {kept}")
+    elif here and "head_dist" in there and "head_dist" not in here:
+        dropped.append("head_dist")
+        notes.append("head_dist was dropped: this model has one head")
+    for head in here:
+        source = head if head in there else "head"
+        if source not in there:
+            notes.append(f"the file has no {head}: this model keeps its own")
+        elif source not in dropped:
+            parts = [part for part in ("weight", "bias") if f"{source}.{part}" in found]
+            given |= {f"{head}.{part}": found[f"{source}.{part}"] for part in parts}
+            if source != head:
+                copied.append(head)
+                notes.append(f"{head} is a copy of the file's only head")
+    return given, tuple(dropped), tuple(copied), notes
+
+
+def _attentions(model: "Network") -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "bias", None), AttentionBias):
+            yield name, module
+
+
+def _grids(model: "Network", resolution: int | Grid) -> dict[str, Grid]:
+    """The grid of each table in the same architecture at another resolution."""
+    described = model.architecture.blocks(resolution)
+    values = {id(module): value for module, value in zip(model.sequence(), described, strict=False)}
+    result = {}
+    for name, module in _attentions(model):
+        value = values[id(module)]
+        result[f"{name}.bias.table"] = value.query_grid if isinstance(value, AttentionBlock) else value.grid
+    return result
+
+
+def _at_grids(
+    model: "Network", given: State, resolution: int | Grid | None, square: bool, path: str | os.PathLike
+) -> tuple[State, tuple[str, ...], list[str]]:
+    """The tensors with the tables of attention biases at the model's grids; which were re-sampled; notes."""
+    stated = _grids(model, resolution) if resolution is not None else {}
+    changed, note, result = [], [], dict(given)
+    for name, module in _attentions(model):
+        name, grid = f"{name}.bias.table", module.bias.grid
+        table = given.get(name)
+        if table is None or table.ndim != 2 or not table.numel() or not _is_plain(table):
+            continue  # told with the other differences
+        old, length = stated.get(name), table.shape[1]
+        side = math.isqrt(length)
+        if old is not None and math.prod(old) != length:
+            here = f"{old[0]}x{old[1]} at that resolution"
+            raise UserError(f"weights {path}: {name} has {length} offsets, its grid is {here}: give the file's own")
+        if old is None and (square or length != math.prod(grid)) and side * side == length:
+            old = (side, side)
+        elif old is None and length == math.prod(grid):
+            old = grid
+        elif old is None:
+            raise UserError(f"weights {path}: the attention grids are not square; say resolution=(height, width)")
+        if old != grid:
+            if not changed:
+                sizes = " to ".join(f"{height}x{width}" for height, width in (old, grid))
+                note.append(f"attention biases were re-sampled for this resolution ({sizes} and so on)")
+            changed.append(name)
+            result[name] = resample(table, old, grid)
+    return result, tuple(changed), note
+
+
+def _misfit(found: torch.Tensor, wanted: torch.Tensor) -> list[str]:
+    """Why one tensor cannot become the other, if it cannot."""
+    if not _is_plain(found) or found.is_floating_point() != wanted.is_floating_point():
+        kind = found.dtype if found.layout is torch.strided else found.layout
+        return [f"of another kind ({str(kind).removeprefix('torch.')})"]
+    return [] if found.shape == wanted.shape else [f"{_text(found)}, not {_text(wanted)}"]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether copying it can go wrong in no other way than by its shape."""
+    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
+def _text(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -1,19 +1,20 @@
 """`Network`: the static module of any `Architecture`, with timm's model contract (contract 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.layers import get_device_dtype, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from torch import nn
 
 from pocketformer.architecture import Architecture
 from pocketformer.architecture import blocks as values
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
-from pocketformer.models import checkpoints, efficientformer, efficientformerv2, ends, layers
+from pocketformer.models import checkpoints, conversion, efficientformer, efficientformerv2, ends, layers
 from pocketformer.models.bias import AttentionBias
 from pocketformer.models.efficientformer import to_map, to_tokens
 
@@ -93,7 +94,15 @@ class Network(nn.Module):
         self.distilled = distilled
         self.distilled_training = False
         self.num_features = self.head_hidden_size = architecture.stages[-1].width
-        self.pretrained_cfg: dict[str, Any] = {"mean": (0.5,) * in_chans, "std": (0.5,) * in_chans}  # our data layer's
+        self.pretrained_cfg: dict[str, Any] = {  # of our data layer; timm's builder replaces it
+            "input_size": (in_chans, *self.resolution),
+            "mean": (0.5,) * in_chans,
+            "std": (0.5,) * in_chans,
+        }
+        self._traits = {  # timm's word for what describes the model itself, not its weights' source
+            "img_size": self.resolution,
+            "first_conv": "stem.conv1.conv" if isinstance(described[0], values.Stem) else "stem.conv.conv",
+        }
 
         rates = iter(drop_path_rates([b.kind for b in described if b.kind in ("ffn", "attention")], drop_path))
         rest = iter(described)
@@ -119,6 +128,7 @@ class Network(nn.Module):
         """Take images whose size changes from call to call: the tables of attention biases are sampled in each
         forward at any grid but the built one, at which everything is as without."""
         self.dynamic = enable
+        self._traits = {**self._traits, "fixed_input_size": not enable}
         for module in self.modules():
             if isinstance(module, AttentionBias):
                 module.dynamic = enable
@@ -131,6 +141,7 @@ class Network(nn.Module):
             if getattr(module, "bias", None) is not None:
                 module.bias.set_grid(value.query_grid if isinstance(value, values.AttentionBlock) else value.grid)
         self.resolution = described[0].grid
+        update_model_input_size(self, self.resolution)  # timm's own record, which its exports read
 
     def sequence(self) -> list[nn.Module]:
         """The blocks of stem and stages in the order of `architecture.blocks()`, without the head."""
@@ -261,8 +272,15 @@ class Network(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise rates: stem, stages (or their blocks), final norm."""
-        blocks = [(r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)(?:\.blocks\.(\d+))?", None)]
-        return {"stem": r"^stem", "blocks": [*blocks, (r"^norm", (99999,))]}
+        blocks = [] if coarse else [(r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^stem", "blocks": [*blocks, (r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; but where no name of the stem's norm is ours, the official implementation's and timm's names
+        are converted: timm's `checkpoint_path` and the like hand over a file's tensors as they are."""
+        if strict and not any(name in state_dict for name in ("stem.conv1.norm.weight", "stem.conv.norm.weight")):
+            state_dict = conversion.converted(state_dict, self, self.num_classes, self.in_chans)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def export_checkpoint(self, layout: str = "official") -> dict[str, torch.Tensor]:
         """A state dict that the official implementation ("official") or timm's ("timm") loads."""

@@ -9,7 +9,7 @@ from pocketformer.devices.candidates import write_network, write_unit
 from pocketformer.devices.measure import Measurement, interleave, paired_ratios
 from pocketformer.devices.profile import runner
 from pocketformer.devices.runtimes import runtime
-from pocketformer.pipelines.trainings import load_architecture
+from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import stage
 
 _CLASSES = 1000

@@ -12,7 +12,7 @@ from pocketformer.progress import stage
 from pocketformer.runs import Ledger
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
-from pocketformer.training.batches import TrainBatches
+from pocketformer.training.batches import TrainBatches, normalisation_of
 from pocketformer.training.data import Data
 from pocketformer.training.engine import Job, planned_steps, train
 from pocketformer.training.evaluation import Outcome, accuracy_interval, evaluate, recalibrate
@@ -65,7 +65,12 @@ class FinalTraining:
             return checkpoint.load_model(folder)[0]
         model = model.to(memory_format=torch.channels_last)
         batches = TrainBatches(
-            self.data.final, self.recipe.batch_size, model.resolution, self.recipe.augmentation, self.seed
+            self.data.final,
+            self.recipe.batch_size,
+            model.resolution,
+            self.recipe.augmentation,
+            self.seed,
+            normalisation_of(model),
         )
         if self.teacher is None:
             task = SingleTask(model, self.recipe.label_smoothing)
@@ -82,7 +87,7 @@ class FinalTraining:
 
 def test_result(model: Network, data: Data) -> tuple[Outcome, dict]:
     """Accuracy on the test split, as an outcome and as plain data."""
-    outcome = evaluate(model, data.test, model.resolution)
+    outcome = evaluate(model, data.test, model.resolution, normalisation=normalisation_of(model))
     return outcome, as_test_result(outcome)
 
 

@@ -9,26 +9,21 @@ from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.deploy.onnx import run_onnx
 from pocketformer.errors import UserError
-from pocketformer.models import Network
+from pocketformer.models import Network, checkpoints, create_model, weights
+from pocketformer.models.weights import Weights
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, as_test_result, test_result
 from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.pipelines.trained import is_weights_alone, load_architecture, load_trained, size_to_store
 from pocketformer.progress import say
 from pocketformer.runs import Run, check_folder, read_config
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
+from pocketformer.training.batches import normalisation_of
 from pocketformer.training.data import Data
 from pocketformer.training.evaluation import evaluate
 from pocketformer.training.recipe import Recipe
 from pocketformer.training.tasks import load_teacher
-
-
-def load_architecture(text: str) -> Architecture:
-    """A published name, the path of an `architecture.json`, or a folder that holds one."""
-    path = Path(text)
-    if path.is_dir():
-        path = path / "architecture.json"
-    return Architecture.load(path) if path.suffix == ".json" else Architecture.named(text)
 
 
 def train_network(
@@ -55,15 +50,13 @@ def train_network(
         "bad_images": bad_images,
     }
     check_folder(out, "train", settings)
-    height, width = described.design.resolution
-    share = 1.0 if max(height, width) <= 64 else 0.875
-    data = open_images(source, (round(height / share), round(width / share)), seed, bad_images, workers)
+    data = open_images(source, size_to_store(described.design.resolution), seed, bad_images, workers)
     guide = load_teacher(teacher, len(data.classes)) if teacher else None
     start = _load_init(init, described, len(data.classes)) if init else None
     with Run(out, "train", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         final = FinalTraining(data, recipe, seed, run.ledger, guide)
-        model = _initialised(final, described, start)
+        model = _initialised(final, described, start, init)
         model = final.run(run.path, "network", model)
         _, test = test_result(model, data)
         parameters = sum(p.numel() for p in model.parameters())
@@ -72,11 +65,15 @@ def train_network(
     return result
 
 
-def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Network:
-    """The supernet or the network that `--init` names; `UserError` if it does not fit."""
+def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Network | Weights:
+    """The supernet, network or weights that `--init` names; `UserError` if they do not fit."""
     folder = Path(init)
     if not folder.exists():
-        raise UserError(f"--init {init}: no such folder")
+        raise UserError(f"--init {init}: no such file or folder")
+    if is_weights_alone(folder):
+        found = weights.read(folder)
+        checkpoints.fit(create_model(described, num_classes), found, folder)  # told before a run begins
+        return found
     config_file = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
     if config_file.is_file() and "space" in files.read_json(config_file):
         supernet, config = load_supernet(folder)
@@ -90,12 +87,22 @@ def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet
     return source
 
 
-def _initialised(final: FinalTraining, described: Architecture, source: Supernet | Network | None) -> Network:
+def _initialised(
+    final: FinalTraining, described: Architecture, source: Supernet | Network | Weights | None, init: str | None
+) -> Network:
     if source is None:
         return final.fresh(described)
+    if isinstance(source, Weights):
+        model = final.fresh(described)
+        loaded = checkpoints.fit(model, source, init)
+        checkpoint.set_normalisation(model, loaded.layout)
+        for note in loaded.notes:
+            say(f"note: {note}")
+        return model
     if isinstance(source, Supernet):
         return final.inherit(source, source.select(described))
     model = final.fresh(described)
+    model.pretrained_cfg |= {name: source.pretrained_cfg[name] for name in ("mean", "std")}
     state = model.state_dict()
     given = source.state_dict()
     same_head = source.num_classes == model.num_classes
@@ -130,21 +137,28 @@ def evaluate_checkpoint(
     file = target if target.suffix == ".onnx" else folder / "exported" / "model.onnx"
     if target.suffix == ".onnx" and not (folder / "config.json").is_file():
         raise UserError(f"{path} is in no trained folder: its classes and image size (config.json) are not known")
-    model, config = checkpoint.load_model(folder, architecture)
+    alone = is_weights_alone(target)
+    if alone and through_file:
+        raise UserError(f"{path} is a file of weights alone: `export` it, and give the folder of a training here")
+    model, config = load_trained(target if alone else folder, architecture)
     if through_file and not file.is_file():
         raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
     run = run_onnx(file) if through_file else None
     size = tuple(config["data"].get("stored_size", model.resolution))
     data = open_images(source, size, seed, bad_images, workers)
-    if list(data.classes) != config["classes"]:
+    if alone:
+        if len(data.classes) != model.num_classes:
+            raise UserError(f"{path} knows {model.num_classes} classes, but the data has {len(data.classes)}")
+        say(f"note: {path} names no classes; the data's are taken in sorted order")
+    elif list(data.classes) != config["classes"]:
         raise UserError(
             f"{path} knows the classes {_named(config['classes'])}, but the data has {_named(data.classes)}"
         )
     _warn_of_trained_images(folder, data)
     if run is None:
-        _, test = test_result(model, data)
-        return {**test, "runtime": "torch"}
-    outcome = evaluate(lambda x: torch.from_numpy(run(x.numpy())), data.test, model.resolution, batch_size=1)
+        return {**test_result(model, data)[1], "runtime": "torch"}
+    forward = lambda x: torch.from_numpy(run(x.numpy()))  # noqa: E731
+    outcome = evaluate(forward, data.test, model.resolution, 1, normalisation_of(model))
     return {**as_test_result(outcome), "runtime": "onnxruntime"}
 
 

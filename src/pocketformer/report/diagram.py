@@ -1,7 +1,7 @@
 """The chosen architecture drawn as stages and blocks: an inline SVG, a row a stage, data flowing down."""
 
 from pocketformer.architecture import FFN, Architecture, Attention, Selection
-from pocketformer.architecture.blocks import AttentionDownsampling
+from pocketformer.architecture import blocks as values
 from pocketformer.report.theme import LIGHT
 from pocketformer.report.wording import count, safe
 
@@ -16,6 +16,33 @@ CSS = """
 .arch .frame{fill:none;stroke:var(--line)} .arch .plain{fill:var(--panel);stroke:var(--muted)}
 .arch .flow{stroke:var(--muted);fill:none}
 """
+
+
+_MIXERS = {"pool": "pooling and MLP", "dwconv": "3×3 convolution and MLP", "none": "MLP"}
+
+
+def _name(block: values.BlockValue) -> str:
+    """What a block is, in words."""
+    match block:
+        case values.MetaBlock():
+            return f"{_MIXERS[block.mixer]}, expansion {block.expansion:g}"
+        case values.TokenFFNBlock():
+            return f"MLP on tokens, expansion {block.expansion:g}"
+        case values.FFNBlock():
+            return f"FFN, expansion {block.expansion:g}"
+        case values.TokenAttentionBlock():
+            return "attention on tokens"
+        case values.AttentionBlock():
+            if block.stride == 1:
+                return "attention"
+            return f"attention, {'keys and values' if block.full_queries else 'all'} at stride {block.stride}"
+        case values.ConvDownsampling():
+            return "convolution"
+        case values.AttentionDownsampling():
+            return "dual-path attention" if block.dual_path else "attention"
+        case values.PatchStem():
+            return f"one {block.kernel} × {block.kernel} convolution"
+    raise TypeError(block)
 
 
 def _slots(stage: int, architecture: Architecture, selection: Selection | None) -> list[tuple[str, float, bool]]:
@@ -34,19 +61,19 @@ def _slots(stage: int, architecture: Architecture, selection: Selection | None) 
     return slots
 
 
-def _block(x: float, y: float, kind: str, ratio: float, kept: bool, most: float, slot: int) -> str:
+def _block(x: float, y: float, kind: str, ratio: float, name: str, most: float, slot: int) -> str:
+    """`name` is empty where the slot is removed."""
     height = _HEIGHT if kind == "attention" else max(8, _HEIGHT * ratio / most)
-    name = "attention" if kind == "attention" else f"FFN, expansion {ratio:g}"
-    what = f"slot {slot}: {name}" if kept else f"slot {slot}: removed ({'attention' if not ratio else 'FFN'})"
+    what = f"slot {slot}: {name}" if name else f"slot {slot}: removed ({'attention' if not ratio else 'FFN'})"
     shade = 1 if kind == "attention" else 0.35 + 0.65 * ratio / most
-    style = f'class="{kind}" fill-opacity="{shade:.2f}"' if kept else 'class="gone"'
+    style = f'class="{kind}" fill-opacity="{shade:.2f}"' if name else 'class="gone"'
     round_ = 13 if kind == "attention" else 3  # told apart by shape as well as by colour
     letter = "A" if kind == "attention" else f"{ratio:g}"
     box = (
         f'<rect x="{x}" y="{y + _HEIGHT - height:.1f}" width="{_BOX}" height="{height:.1f}" rx="{round_}" '
         f"{style}><title>{what}</title></rect>"
     )
-    if not kept:
+    if not name:
         return box
     return box + (f'<text class="small" x="{x + _BOX / 2}" y="{y + _HEIGHT + 13}" text-anchor="middle">{letter}</text>')
 
@@ -63,14 +90,17 @@ def _arrow(y: float, text: str = "") -> str:
     return arrow + (f'<text class="small" x="28" y="{y + 12}">{text}</text>' if text else "")
 
 
-def _legend(y: float, most: float, gone: bool) -> str:
-    parts, x = [], 0
-    items = [("ffn", f"FFN by expansion (to {most:g})", 14, 3), ("attention", "attention", 14, 7)]
+def _legend(y: float, architecture: Architecture, most: float, gone: bool) -> tuple[str, float]:
+    """The legend, and how wide it is."""
+    design, parts, x = architecture.design, [], 0.0
+    local = "FFN" if design.token_mixer == "ffn" else _MIXERS[design.token_mixer]
+    attention = "attention (tokens)" if design.attention == "tokens" else "attention"
+    items = [("ffn", f"{local} by expansion (to {most:g})", 14, 3), ("attention", attention, 14, 7)]
     for kind, text, side, round_ in items + ([("gone", "removed", 14, 3)] if gone else []):
         parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{side}" height="{side}" rx="{round_}"/>')
         parts.append(f'<text class="small" x="{x + 18}" y="{y + 11}">{text}</text>')
         x += 30 + 6.3 * len(text)
-    return "".join(parts)
+    return "".join(parts), x
 
 
 def _stage_title(j: int, architecture: Architecture, selection: Selection | None, slots: list) -> str:
@@ -89,23 +119,25 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
     blocks = architecture.blocks(None, num_classes, distilled=False)
     first, head = blocks[0], blocks[-1]
     downs = [b for b in blocks if b.kind == "downsampling"]
+    names = iter([_name(b) for b in blocks if b.kind in ("ffn", "attention")])
     grids = [first.out_grid, *(d.out_grid for d in downs)]
     rows = [_slots(j, architecture, selection) for j in range(len(architecture.stages))]
     ratios = [ratio for row in rows for _, ratio, _ in row]
     most = max([*ratios, *(selection.space.expansions if selection else ())])
     gone = any(not kept for row in rows for _, _, kept in row)
-    width = max(_WIDTH, *(len(row) * (_BOX + _GAP) + 14 for row in rows))
+    legend, legend_width = _legend(0, architecture, most, gone)
+    width = max(_WIDTH, round(legend_width), *(len(row) * (_BOX + _GAP) + 14 for row in rows))
 
-    parts, y = [_legend(0, most, gone)], 26.5
+    parts, y = [legend], 26.5
     size = f"{architecture.design.resolution[0]} × {architecture.design.resolution[1]} px"
-    parts.append(_line_box(y, f"Stem: image of {size} to {first.width} channels"))
+    stem = "" if isinstance(first, values.Stem) else f", {_name(first)}"
+    parts.append(_line_box(y, f"Stem: image of {size} to {first.width} channels{stem}"))
     y += 30
     for j, row in enumerate(rows):
         note = ""
         if j > 0:
-            kind = "dual-path attention" if isinstance(downs[j - 1], AttentionDownsampling) else "convolution"
             stride = downs[j - 1].stride
-            note = f"{'downsampling' if stride > 1 else 'transition'}: {kind}, stride {stride}"
+            note = f"{'downsampling' if stride > 1 else 'transition'}: {_name(downs[j - 1])}, stride {stride}"
         parts.append(_arrow(y, note))
         y += 20
         title = _stage_title(j, architecture, selection, row)
@@ -116,7 +148,8 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
         )
         parts.append(f'<text class="small" x="10" y="{y + 34}">{title}</text>')
         for i, (kind, ratio, kept) in enumerate(row):
-            parts.append(_block(10 + i * (_BOX + _GAP), y + 2 * _LABEL + 4, kind, ratio, kept, most, i))
+            name = next(names) if kept else ""
+            parts.append(_block(10 + i * (_BOX + _GAP), y + 2 * _LABEL + 4, kind, ratio, name, most, i))
         y += frame + 2
     parts.append(_arrow(y))
     parts.append(

@@ -6,9 +6,11 @@ A training batch is a pure function of (seed, step): resuming needs no state and
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from pocketformer.errors import UserError
@@ -16,6 +18,24 @@ from pocketformer.training.data import Split, random_words
 
 MEAN = 0.5
 STD = 0.5
+
+
+class Normalisation(NamedTuple):
+    """(share of 255 - mean) / std, a value each a channel."""
+
+    mean: tuple[float, ...] = (MEAN,) * 3
+    std: tuple[float, ...] = (STD,) * 3
+
+
+OURS = Normalisation()
+
+
+def normalisation_of(model: nn.Module) -> Normalisation:
+    """What a network's images are normalised by: ours, or that of the weights it began with."""
+    cfg = getattr(model, "pretrained_cfg", {})
+    return Normalisation(tuple(cfg.get("mean", OURS.mean)), tuple(cfg.get("std", OURS.std)))
+
+
 # Uniform numbers that the augmentation of one image takes: crop 4, flip 1, erasing 5.
 _DRAWS = 10
 _ORDER, _AUGMENT = 1, 2  # keys of the two streams of random numbers
@@ -63,6 +83,7 @@ class TrainBatches:
         size: height and width of the batches in pixels.
         augmentation: None: a centre crop.
         seed: of order and augmentation.
+        normalisation: of the images.
     """
 
     def __init__(
@@ -72,6 +93,7 @@ class TrainBatches:
         size: tuple[int, int],
         augmentation: Augmentation | None,
         seed: int,
+        normalisation: Normalisation = OURS,
     ):
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be at least 1")
@@ -80,6 +102,7 @@ class TrainBatches:
         if augmentation is None:
             _check_crop(split, size)
         self.split, self.size, self.augmentation, self.seed = split, tuple(size), augmentation, seed
+        self.normalisation = normalisation
         self.batch_size = min(batch_size, len(split))
         self.steps_per_epoch = len(split) // self.batch_size
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None  # a memo: number, order, draws
@@ -92,8 +115,8 @@ class TrainBatches:
         plan = self.plan(step)
         images, labels = self.split.take(plan.rows)
         if self.augmentation is None:
-            return normalise(centre_crop(images, self.size)), labels
-        x = crop(images, plan.boxes, plan.flips, self.size)
+            return renormalise(normalise(centre_crop(images, self.size)), self.normalisation), labels
+        x = renormalise(crop(images, plan.boxes, plan.flips, self.size), self.normalisation)
         return erase(x, plan.holes) if self.augmentation.erase > 0 else x, labels
 
     def plan(self, step: int) -> Plan:
@@ -132,6 +155,7 @@ class EvalBatches:
     split: Split
     batch_size: int
     size: tuple[int, int]
+    normalisation: Normalisation = OURS
 
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
@@ -139,10 +163,12 @@ class EvalBatches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for rows in torch.arange(len(self.split)).split(self.batch_size):
             images, labels = self.split.take(rows)
-            yield normalise(centre_crop(images, self.size)), labels
+            yield renormalise(normalise(centre_crop(images, self.size)), self.normalisation), labels
 
 
-def eval_batches(split: Split, batch_size: int, size: tuple[int, int]) -> EvalBatches:
+def eval_batches(
+    split: Split, batch_size: int, size: tuple[int, int], normalisation: Normalisation = OURS
+) -> EvalBatches:
     """Batches (x float32 (B, 3, H, W) channels last, y int64 (B,)) of a split; the last may be smaller.
 
     Raises `UserError` if the stored images are smaller than `size`.
@@ -150,7 +176,7 @@ def eval_batches(split: Split, batch_size: int, size: tuple[int, int]) -> EvalBa
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it must be at least 1")
     _check_crop(split, size)
-    return EvalBatches(split, batch_size, tuple(size))
+    return EvalBatches(split, batch_size, tuple(size), normalisation)
 
 
 def stored_size(size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
@@ -164,6 +190,14 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     """uint8 (B, 3, H, W) to float32, channels last, from 0…255 to (share - MEAN) / STD."""
     x = images.to(torch.float32, memory_format=torch.channels_last)
     return x.mul_(1 / (255 * STD)).sub_(MEAN / STD)
+
+
+def renormalise(x: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """Images (B, 3, H, W) that `normalise` made, as they are under another normalisation."""
+    if normalisation == OURS:
+        return x
+    mean, std = (torch.tensor(values, dtype=x.dtype).view(-1, 1, 1) for values in normalisation)
+    return (x * STD + MEAN - mean) / std
 
 
 def centre_crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,20 +1,22 @@
 """Checkpoints: `last.ckpt` to resume, safetensors to use. Both are written whole; neither can execute code."""
 
 import io
+import json
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
-from pocketformer.models import Network, create_model
+from pocketformer.models import Network, checkpoints, create_model, layouts, registry, weights
+from pocketformer.progress import say
 
 
 class _Sink(io.BufferedWriter):
@@ -57,23 +59,18 @@ def load_last(path: Path) -> dict[str, Any]:
 
 def save_tensors(path: Path, module: nn.Module) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    # The attention grids cannot be read off the tables' lengths.
+    about = {"resolution": json.dumps(module.resolution)} if isinstance(module, Network) else None
     with files.whole(path) as temporary:
-        temporary.write_bytes(save(tensors))
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"no weights at {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"weights {path} cannot be read: {error}") from None
+        temporary.write_bytes(save(tensors, about))
 
 
 def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ...], data: dict) -> None:
     """A folder with `model.safetensors`, `architecture.json` and `config.json` (classes, size, how images were
-    prepared): everything needed to use the network."""
+    prepared): everything needed to use the network, here or by `timm.create_model("local-dir:FOLDER", ...)`."""
     folder = Path(folder)
+    stored = data.get("stored_size") or model.resolution
+    crop_pct = min(size / whole for size, whole in zip(model.resolution, stored, strict=True))
     model.architecture.save(folder / "architecture.json")
     config = {
         "num_classes": model.num_classes,
@@ -85,12 +82,13 @@ def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ..
         "std": list(model.pretrained_cfg["std"]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": data,
+        **registry.timm_config(model, classes, crop_pct),
     }
     files.write_json(folder / "config.json", config)
     save_tensors(folder / "model.safetensors", model)
 
 
-def load_model(folder: str | os.PathLike, architecture: str | os.PathLike | None = None) -> tuple[Network, dict]:
+def load_model(folder: str | os.PathLike, architecture: Architecture | None = None) -> tuple[Network, dict]:
     """The network of a folder written by `save_model`, in eval mode, and its `config.json`."""
     folder = Path(folder)
     if folder.name == "model.safetensors":
@@ -102,10 +100,10 @@ def load_model(folder: str | os.PathLike, architecture: str | os.PathLike | None
         raise UserError(f"{folder / 'config.json'} is not a model configuration")
     if "space" in config:
         raise UserError(f"{folder} holds a supernet, not a single network: `search` it and `train` what it finds")
-    missing = [name for name in ("classes", "data", "resolution") if name not in config]
+    missing = [name for name in ("classes", "data", "resolution", "mean", "std") if name not in config]
     if missing:
         raise UserError(f"{folder / 'config.json'} is not a model configuration (no {missing[0]!r})")
-    described = Architecture.load(architecture or folder / "architecture.json")
+    described = architecture or Architecture.load(folder / "architecture.json")
     try:
         model = create_model(
             described,
@@ -116,13 +114,35 @@ def load_model(folder: str | os.PathLike, architecture: str | os.PathLike | None
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not a model configuration ({error})") from None
+    model.pretrained_cfg |= {name: tuple(config[name]) for name in ("mean", "std")}
     load_weights(model, folder / "model.safetensors")
     return model.eval(), config
 
 
+def load_file(path: str | os.PathLike, architecture: Architecture) -> tuple[Network, dict]:
+    """The network of a file of weights alone (`models.load_checkpoint`), in eval mode, with the file's heads; and of
+    its `config.json` what can be known. Published weights saw images normalised as timm's are."""
+    found = weights.read(path)
+    head = found.tensors.get("head.weight")
+    if head is None or head.ndim != 2:
+        raise UserError(f"{path} holds no classifier (head.weight)")
+    model = create_model(architecture, len(head), found.resolution, "head_dist.weight" in found.tensors)
+    loaded = checkpoints.fit(model, found, path)
+    set_normalisation(model, loaded.layout)
+    for note in loaded.notes:
+        say(f"note: {note}")
+    return model.eval(), {"classes": None, "data": {}}
+
+
+def set_normalisation(model: Network, layout: str) -> None:
+    """Images as the weights of a layout were trained on: published ones, normalised as ImageNet's."""
+    if layout != layouts.OURS:
+        model.pretrained_cfg |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads safetensors weights that must fit exactly; names the first differences if they do not."""
-    state, own = load_tensors(path), model.state_dict()
+    state, own = weights.read_safetensors(path)[0], model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
     if wrong:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pocketformer.training.batches import TrainBatches, eval_batches
+from pocketformer.training.batches import OURS, Normalisation, TrainBatches, eval_batches, normalisation_of
 from pocketformer.training.data import Split
 
 _BATCH = 256
@@ -28,11 +28,15 @@ class Outcome:
 
 @torch.inference_mode()
 def evaluate(
-    forward: Callable[[torch.Tensor], torch.Tensor], split: Split, size: tuple[int, int], batch_size: int = _BATCH
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    split: Split,
+    size: tuple[int, int],
+    batch_size: int = _BATCH,
+    normalisation: Normalisation = OURS,
 ) -> Outcome:
     """Runs every image of the split once. `forward` maps (B, 3, H, W) to logits (B, classes)."""
     correct, loss = [], 0.0
-    for images, labels in eval_batches(split, batch_size, size):
+    for images, labels in eval_batches(split, batch_size, size, normalisation):
         logits = forward(images)
         correct.append(logits.argmax(1) == labels)
         loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
@@ -70,7 +74,7 @@ def recalibrate(model: nn.Module, split: Split, size: tuple[int, int], seed: int
     training = model.training
     model.train()
     # Random rows: folders list their images by class, and a class is no sample of the set.
-    batches = TrainBatches(split, min(_BATCH, images), size, None, seed)
+    batches = TrainBatches(split, min(_BATCH, images), size, None, seed, normalisation_of(model))
     for step in range(min(max(1, images // batches.batch_size), batches.steps_per_epoch)):
         model(batches.batch(step)[0])
     for norm, momentum in zip(norms, momenta, strict=True):
