@@ -28,6 +28,7 @@ from pocketformer.architecture import NAMES
 RESULTS = Path(__file__).parent / "results" / "models.json"
 FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 BATCH = {"inference": 1, "training": 4}
+_WIDE, _LONGEST = 0.04, 5
 
 
 def inference(model, x):
@@ -70,7 +71,8 @@ def interval(ratios, rng, draws=2000):
 
 
 def row(name, mode, fmt, budget, rng):
-    """One row: pairs of runs within `budget` seconds, at least 12."""
+    """One row: pairs of runs for `budget` seconds, and on until the interval is at most `_WIDE` wide (whatever the
+    ratio), at most `_LONGEST` times as long."""
     torch.manual_seed(0)
     sides = {"ours": create_model(name), "timm": timm.create_model(name)}
     sides["timm"].load_state_dict(sides["ours"].export_checkpoint("timm"))
@@ -79,12 +81,18 @@ def row(name, mode, fmt, budget, rng):
     for run in runs.values():
         for _ in range(3):
             run()
-    times, end = {"ours": [], "timm": []}, time.monotonic() + budget
-    while time.monotonic() < end or len(times["ours"]) < 12:
+    times, ratios, begin = {"ours": [], "timm": []}, [], time.monotonic()
+    low, high = 0.0, 1.0
+    while (
+        len(ratios) < 12
+        or (elapsed := time.monotonic() - begin) < budget
+        or (high - low > _WIDE and elapsed < _LONGEST * budget)
+    ):
         for key in rng.sample(("ours", "timm"), 2):
             times[key].append(seconds(runs[key]))
-    ratios = [ours / theirs for ours, theirs in zip(times["ours"], times["timm"], strict=True)]
-    low, high = interval(ratios, rng)
+        ratios.append(times["ours"][-1] / times["timm"][-1])
+        if len(ratios) >= 12 and time.monotonic() - begin >= budget:
+            low, high = interval(ratios, rng)
     return {
         "model": name,
         "mode": mode,
@@ -103,7 +111,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=NAMES)
     parser.add_argument("--modes", nargs="*", default=list(MODES))
-    parser.add_argument("--seconds", type=float, default=20, help="of pairs, a row")
+    parser.add_argument("--seconds", type=float, default=15, help="of pairs, a row; more where they scatter")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -198,3 +198,9 @@ def test_costs_know_every_size():
         for size in ((208, 240), (97, 131)):
             model = create_model(architecture, 10, size)
             assert architecture.parameters(10, resolution=size) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [0, -224, (64, 64, 64), (224,), "abc", 64.0, (64, 0), None.__class__], ids=str)
+def test_what_is_no_size(size):
+    with pytest.raises(UserError, match=r"whole number of px or a pair \(height, width\)"):
+        create_model("efficientformerv2_s0", resolution=size)

@@ -137,7 +137,9 @@ class Architecture:
         from pocketformer.architecture import placement
 
         d = self.design
-        size = pair(resolution or d.resolution)
+        size = d.resolution if resolution is None else pair(resolution)
+        if in_chans < 1 or num_classes < 0:
+            raise UserError(f"a network needs channels and no fewer than 0 classes, not {in_chans} and {num_classes}")
         if min(size) < d.total_stride:
             need = f"{d.total_stride} px at least"
             raise UserError(f"an image of {size[0]}x{size[1]} px is too small for the strides of its stages: {need}")

@@ -1,6 +1,8 @@
 """`Design`: the frozen switches that all blocks of an architecture share (the papers' ablations)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any
 
 from pocketformer.errors import UserError
@@ -20,7 +22,14 @@ DOWNSAMPLINGS = ("conv", "attention", "dual-path")
 
 
 def pair(value: Any) -> Grid:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    """An image size as (height, width): of one whole number, or of two."""
+    try:
+        size = tuple(map(index, value)) if isinstance(value, Iterable) else (index(value),) * 2
+    except TypeError:
+        size = ()
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"an image size is a whole number of px or a pair (height, width), not {value!r}")
+    return size
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pocketformer.models import conversion
 from pocketformer.models.network import Network
 
 CUSTOM = "pocket_custom"
+_DROP_PATH = {"efficientformerv2_s2": 0.02, "efficientformerv2_l": 0.1}  # V2 Table 5, as timm's defaults
 _ALIASES = {"distillation": "distilled", "layer_scale_init_value": "layer_scale"}  # of timm's EfficientFormers
 
 
@@ -52,6 +53,7 @@ def pocket_custom(pretrained: bool = False, architecture: Any = None, **kwargs: 
 
 def _register(published: str) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        kwargs = {"drop_path_rate": _DROP_PATH.get(published, 0.0), **kwargs}
         return _build(entrypoint.__name__, Architecture.named(published), pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = f"pocket_{published}"
