@@ -77,6 +77,7 @@ def main():
     native = config["resolution"][0]
     largest = max(args.sizes)
     data = open_images(args.data, (largest, largest), 0, "refuse", 2)
+    tables = {name: p.std().item() for name, p in load_model(args.run)[0].named_parameters() if "bias.table" in name}
     rows = []
     for size in (native, *args.sizes):
         found = {}
@@ -94,9 +95,10 @@ def main():
             row["half_interval"] = round(1.96 * gap.std().item() / len(gap) ** 0.5, 2)
             rows.append(row)
             print(row)
-    about = {"command": f"python benchmarks/resampling.py {args.run} --data … --sizes {' '.join(map(str, args.sizes))}"}
+    sizes = " ".join(map(str, args.sizes))
+    about = {"command": f"python benchmarks/resampling.py {args.run} --data {Path(args.data).name} --sizes {sizes}"}
     about |= {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions()}
-    about |= {"trained_at": native, "rows": rows}
+    about |= {"trained_at": native, "standard_deviation_of_tables": tables, "rows": rows}
     if args.out:
         args.out.write_text(json.dumps(about, indent=1) + "\n")
 

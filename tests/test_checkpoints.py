@@ -5,9 +5,11 @@ The official key lists and outputs are in test_golden.py.
 
 import argparse
 import copy
+import json
 import logging
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.efficientformer import EfficientFormer
 from timm.models.efficientformer_v2 import EfficientFormerV2
 
@@ -25,7 +28,7 @@ from pocketformer.architecture.design import EFFICIENTFORMER
 from pocketformer.errors import UserError
 from pocketformer.models import Network, create_model, load_checkpoint
 from pocketformer.models.bias import resample
-from pocketformer.training.checkpoint import save_model
+from pocketformer.training.checkpoint import load_model, save_model
 
 torch.set_num_threads(1)
 
@@ -129,6 +132,10 @@ CONTAINERS = {
     "model": lambda s: {"model": s, "optimizer": {"state": {}}, "args": argparse.Namespace(lr=1e-3, data="/x")},
     "model_ema": lambda s: {"model_ema": s},
     "parallel": lambda s: {"model": {f"module.{name}": t for name, t in s.items()}},
+    "wrapped": lambda s: {"n_averaged": torch.tensor(3)} | {f"module._orig_mod.{name}": t for name, t in s.items()},
+    "wrapped otherwise": lambda s: {
+        f"_orig_mod.module.{name}".replace(".mlp.", ".mlp._orig_mod."): t for name, t in s.items()
+    },
     "half": lambda s: {name: t.half() if t.is_floating_point() else t for name, t in s.items()},
     "no indices": lambda s: {n: t for n, t in s.items() if not n.endswith(("_idxs", "tracked"))},
     "other spelling": lambda s: {n.replace("dist_head", "head_dist"): t for n, t in s.items()},
@@ -268,6 +275,189 @@ def test_heads(name, layout, tmp_path, caplog):
         assert torch.equal(after[key], expected), key
 
 
+# --- backbones
+
+
+def of_timm(name: str, **arguments) -> torch.nn.Module:
+    return timm.create_model("pocket_custom", architecture={"V1": V1, "V2": V2}[name], **arguments).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["official", "timm", "pocketformer"])
+@pytest.mark.parametrize("name", ["V1", "V2"])
+def test_backbones(name, layout, tmp_path, caplog):
+    """timm's wrapper of features, pruned or not: the whole network's maps; what is not there is told once."""
+    source = tiny({"V1": V1, "V2": V2}[name], resolution=224)
+    path = saved(tmp_path / "a.pth", source.export_checkpoint(layout))
+    x = images(source)
+    maps = source.forward_intermediates(x, intermediates_only=True)
+    for indices, gone in (((0, 1, 2, 3), ""), ((0, 1, 2), "stages.3, "), ((0,), "stages.1, stages.2, stages.3, ")):
+        wrapper = of_timm(name, features_only=True, out_indices=indices)
+        caplog.clear()
+        report = load_checkpoint(wrapper, path)
+        assert report.notes == (f"this model was pruned: {gone}norm, head, head_dist of the file left out",)
+        assert len(caplog.records) == 1
+        assert all(torch.equal(y, maps[j]) for y, j in zip(wrapper(x), indices, strict=True))
+        again = of_timm(name, features_only=True, out_indices=indices)
+        load_checkpoint(again, saved(tmp_path / "b.pth", wrapper.state_dict()))  # `model.` in front of all
+        assert same(again.state_dict(), wrapper.state_dict())
+        plain = of_timm(name, features_only=True, out_indices=indices).model
+        plain.load_state_dict(source.export_checkpoint(layout) if layout != "pocketformer" else plain.state_dict())
+        assert layout == "pocketformer" or same(plain.state_dict(), wrapper.model.state_dict())
+    with pytest.raises(UserError, match=r"do not fit this model|fit neither this model"):
+        load_checkpoint(create_model(source.architecture, 5), tmp_path / "b.pth")
+    for other in (timm.create_model("resnet18"), timm.create_model("resnet18", features_only=True), None):
+        with pytest.raises(UserError, match=r"takes a network of ours, not (ResNet|Feature|None)"):
+            load_checkpoint(other, path)
+
+
+def test_wrapped_models(tmp_path):
+    source = tiny()
+    path = saved(tmp_path / "a.pth", source.export_checkpoint())
+    for wrap in (torch.compile, torch.nn.DataParallel):
+        model = tiny(seed=1)
+        load_checkpoint(wrap(model), path)
+        assert same(model.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("architecture", [V1, V2], ids=["V1", "V2"])
+def test_files_of_backbones(architecture, tmp_path):
+    """Official detection and segmentation: no final norm, no heads, a norm behind each map."""
+    source = tiny(architecture, resolution=224)
+    state = {n: t for n, t in source.export_checkpoint().items() if not n.startswith(("norm", "head", "dist_head"))}
+    detector = {f"backbone.{name}": tensor for name, tensor in state.items()}
+    detector |= {f"backbone.norm{i}.weight": torch.ones(8) for i in (0, 2, 4, 6)}
+    detector |= {"neck.convs.weight": torch.ones(1), "bbox_head.weight": torch.ones(1)}
+    for contained, more in ((state, ()), ({"state_dict": detector, "meta": {}}, ("neck, bbox_head", "norm0, norm2"))):
+        path = saved(tmp_path / "b.pth", contained)
+        for model in (create_model(architecture, 0), of_timm("V1" if architecture == V1 else "V2", features_only=True)):
+            report = load_checkpoint(model, path)
+            network = getattr(model, "model", model)
+            assert ("the file has no final norm: this model keeps its own" in report.notes) is (network is model)
+            assert all(words in str(report) for words in more)
+            own, given = network.state_dict(), source.state_dict()
+            assert all(torch.equal(t, given[n]) for n, t in own.items() if not n.startswith("norm."))
+        with pytest.raises(UserError, match=r"norm.weight 32 is missing"):
+            load_checkpoint(create_model(architecture, 5), path)
+
+
+# --- how the weights saw images
+
+
+def test_normalisation_belongs_to_the_weights(tmp_path):
+    source = tiny()
+    for layout in ("official", "timm"):
+        path = saved(tmp_path / "a.pth", source.export_checkpoint(layout))
+        for model in (tiny(), of_timm("V2", num_classes=5, img_size=64), of_timm("V2", features_only=True)):
+            model.pretrained_cfg |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+            report = load_checkpoint(model, path)
+            assert report.normalisation == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            data = timm.data.resolve_model_data_config(model)
+            assert (data["mean"], data["std"]) == report.normalisation
+            assert "mean" not in str(report)
+    mine = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    source.pretrained_cfg |= mine
+    save_model(tmp_path / "run", source, tuple("abcde"), {})
+    shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path / "moved.safetensors")
+    for path in (tmp_path / "run", tmp_path / "moved.safetensors"):
+        model = of_timm("V2", num_classes=5, img_size=64)
+        assert load_checkpoint(model, path).normalisation == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        save_model(tmp_path / "again", model, tuple("abcde"), {})
+        config = json.loads((tmp_path / "again" / "config.json").read_text())
+        assert mine.items() <= config.items()
+        assert mine.items() <= config["pretrained_cfg"].items()
+    model = tiny()
+    assert load_checkpoint(model, saved(tmp_path / "b.pth", source.state_dict())).normalisation is None
+    assert model.pretrained_cfg["mean"] == (0.5,) * 3
+    save_file(source.state_dict(), tmp_path / "bad.safetensors", {"pocketformer": '{"mean": [0.5], "std": [0]}'})
+    with pytest.raises(UserError, match="stated mean and std are none"):
+        load_checkpoint(model, tmp_path / "bad.safetensors")
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_folders_as_hugging_face_has_them(safe, tmp_path):
+    """Their config.json says the resolution (the grids are not square) and how images were normalised."""
+    name = "efficientformerv2_s0"
+    other = timm.create_model(name, img_size=(96, 64), num_classes=5)
+    other.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    timm.models.save_for_hf(other, tmp_path, safe_serialization=safe)
+    model = create_model(name, 5, 128)
+    report = load_checkpoint(model, tmp_path)
+    assert report.layout == "timm"
+    assert report.resampled
+    assert model.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
+    again = create_model(name, 5, (96, 64))
+    load_checkpoint(again, tmp_path)
+    assert same(again.export_checkpoint("timm"), other.state_dict())
+
+
+def test_folders_restore_what_they_were_saved_with(tmp_path):
+    model = Network(V2, 5, 64, dynamic=True, global_pool="")
+    save_model(tmp_path / "a", model, tuple("abcde"), {})
+    again = load_model(tmp_path / "a")[0]
+    assert (again.dynamic, again.global_pool) == (True, "")
+    grey = timm.create_model("pocket_custom", architecture=V2, in_chans=1, num_classes=5)
+    save_model(tmp_path / "b", grey, tuple("abcde"), {})
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["mean"] == config["pretrained_cfg"]["mean"] == [pytest.approx(0.449)]
+    assert len(load_model(tmp_path / "b")[0].pretrained_cfg["std"]) == 1
+    for pruned in ({"indices": [0, 1]}, {"indices": 1, "prune_norm": True}):
+        model = tiny()
+        model.prune_intermediate_layers(**pruned)
+        with pytest.raises(UserError, match="taken out cannot be saved"):
+            save_model(tmp_path / "c", model, tuple("abcde"), {})
+    assert not (tmp_path / "c").exists()
+
+
+# --- state dicts
+
+
+@pytest.mark.parametrize("layout", ["official", "timm"])
+@pytest.mark.parametrize("architecture", [V1, V2], ids=["V1", "V2"])
+def test_foreign_state_dicts(architecture, layout, caplog):
+    source = tiny(architecture, resolution=224)
+    state = source.export_checkpoint(layout)
+    for strict in (True, False):
+        for prefix in ("", "module."):
+            model = create_model(architecture, 5, 224)
+            result = model.load_state_dict({prefix + name: t for name, t in state.items()}, strict=strict)
+            assert (result.missing_keys, result.unexpected_keys) == ([], [])
+            assert same(model.state_dict(), source.state_dict())
+    assert not caplog.records
+
+    model = tiny(architecture, seed=1, resolution=224)
+    before = copy.deepcopy(model.state_dict())
+    part = {name: t for name, t in state.items() if not name.startswith(("norm.", "head", "dist_head"))}
+    with pytest.raises(UserError, match=r"given state dict .* do not fit .*norm.weight 32 is missing") as error:
+        model.load_state_dict(part)
+    assert "weights given" not in str(error.value)
+    assert same(model.state_dict(), before)
+    missing = model.load_state_dict(part | {"more": torch.ones(1)}, strict=False).missing_keys
+    assert {name.split(".")[0] for name in missing} == {"norm", "head", "head_dist"}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (before if name in missing else source.state_dict())[name]), name
+    headless = {name: t for name, t in state.items() if "head" not in name or "talking" in name}
+    model = tiny(architecture, seed=1, resolution=224)
+    model.load_state_dict(headless)
+    assert torch.equal(model.head.weight, before["head.weight"])  # its own, not a fresh one
+    assert torch.equal(model.norm.weight, source.norm.weight)
+
+
+def test_our_own_names_are_torchs_to_load():
+    state, model = tiny().state_dict(), tiny(seed=1)
+    last = {name: t for name, t in state.items() if name.startswith("stages.3")}
+    others = {name for name in state if name not in last and not name.endswith("tracked")}  # those torch makes up
+    assert set(model.load_state_dict(last, strict=False).missing_keys) == others
+    assert torch.equal(model.stages[3].blocks[0].fc1.conv.weight, last["stages.3.blocks.0.fc1.conv.weight"])
+    assert model.load_state_dict({"nonsense": torch.ones(1)}, strict=False).unexpected_keys == ["nonsense"]
+    for part in (last, {name: t for name, t in state.items() if not name.startswith("head.")}):
+        with pytest.raises(RuntimeError, match="Missing key"):
+            model.load_state_dict(part)
+
+
 # --- what is refused, and what stays
 
 
@@ -289,9 +479,10 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "empty.pth").write_bytes(b"")
     (folder / "text.bin").write_text("once upon a time")
     (folder / "bare.pkl").write_bytes(pickle.dumps(Payload(proof)))
+    (folder / "old.pkl").write_bytes(pickle.dumps(Payload(proof), protocol=0))
     (folder / "bare.safetensors").write_bytes(pickle.dumps(Payload(proof)))
     save_file({"head.weight": torch.ones(5, 5)}, folder / "short.safetensors")
-    save_file(tiny().state_dict(), folder / "resolution.safetensors", {"resolution": "[0, 64]"})
+    save_file(tiny().state_dict(), folder / "resolution.safetensors", {"pocketformer": '{"resolution": [0, 64]}'})
     (folder / "part.safetensors").write_bytes((folder / "resolution.safetensors").read_bytes()[:3000])
     wider = replace(V2, stages=(*V2.stages[:3], replace(V2.stages[3], width=40)))
     deeper = replace(V2, stages=(Stage(8, (FFN(2), FFN(2))), *V2.stages[1:]))
@@ -307,7 +498,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "empty": (folder / "empty.pth", "cannot be read"),
         "text": (folder / "text.bin", "cannot be read"),
         "code": (saved(folder / "code.pth", {"model": official, "x": Payload(proof)}), "posix.mkdir.* not loaded"),
-        "bare code": (folder / "bare.pkl", "not loaded|cannot be read"),
+        "bare code": (folder / "bare.pkl", "pickled posix.mkdir.* not loaded"),
+        "bare code, old": (folder / "old.pkl", "pickled posix.mkdir.* not loaded"),
         "code as safetensors": (folder / "bare.safetensors", "cannot be read"),
         "a whole module": (saved(folder / "module.pth", tiny()), "Network.* not loaded; save the state dict"),
         "cut safetensors": (folder / "part.safetensors", "cannot be read"),

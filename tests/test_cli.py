@@ -16,15 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from timm.models.efficientformer_v2 import EfficientFormerV2
 
 from perturbed import perturb
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.cli.main import main
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.models import create_model, load_checkpoint
-from pocketformer.training.checkpoint import save_tensors
+from pocketformer.training.checkpoint import load_model, save_model, save_tensors
 from pocketformer.training.data import open_data
 
 torch.set_num_threads(1)
@@ -586,13 +588,19 @@ def files_of_weights(shop) -> dict[str, Path]:
             torch.save({"model": model.export_checkpoint(layout)}, found[f"{layout}{classes}"])
     found["ours"] = root / "ours.safetensors"
     save_tensors(found["ours"], perturb(create_model(architecture, 3)))
+    for classes, size, safe in ((3, (64, 64), True), (10, (96, 64), False)):
+        other = perturb(EfficientFormerV2(depths=(1, 1, 2, 2), embed_dims=(8, 8, 8, 16), num_vit=1, img_size=size,
+            mlp_ratios=((1,), (1,), (1, 1), (1, 1)), num_classes=classes))  # fmt: skip
+        other.pretrained_cfg = {**timm.get_pretrained_cfg("efficientformerv2_s0").to_dict(), "input_size": (3, *size)}
+        found[f"folder{classes}"] = root / f"folder{classes}"
+        timm.models.save_for_hf(other, found[f"folder{classes}"], safe_serialization=safe)
     found["cut"], found["code"] = root / "cut.pth", root / "code.pth"
     found["cut"].write_bytes(found["official3"].read_bytes()[:9999])
     torch.save({"model": Payload()}, found["code"])
     return found
 
 
-@pytest.mark.parametrize("file", ["official3", "timm3", "ours"])
+@pytest.mark.parametrize("file", ["official3", "timm3", "ours", "folder3"])
 def test_weights_alone_are_evaluated_and_exported(cli, files_of_weights, tmp_path, file):
     """Official and timm's weights see ImageNet's mean and std, ours our own: in PyTorch and in the exported file."""
     import onnxruntime
@@ -629,7 +637,7 @@ def test_training_begins_with_weights_alone(cli, files_of_weights, tmp_path):
     """A rate of next to nothing: what was loaded is still there; the head of ten classes is not."""
     train = ["train", "--architecture", files_of_weights["shape"], "--data", files_of_weights["data"]]
     train += ["--epochs", "1", "--learning-rate", "1e-30"]
-    for file, kept in (("official3", True), ("timm10", False)):
+    for file, kept in (("official3", True), ("timm10", False), ("folder10", False)):
         out = tmp_path / file
         answer = cli(*train, "--init", files_of_weights[file], "--out", out)
         assert answer.code == 0, answer.err
@@ -653,8 +661,33 @@ def test_training_begins_with_weights_alone(cli, files_of_weights, tmp_path):
         assert again.json()["parameters"] == sum(p.numel() for p in trained.parameters())
 
 
+def test_training_begins_with_a_folder_of_ours(cli, files_of_weights, tmp_path):
+    """Another size, other classes, two heads: as of weights alone, and images as that training saw them."""
+    shape = Architecture.load(files_of_weights["shape"])
+    train = ["train", "--architecture", files_of_weights["shape"], "--data", files_of_weights["data"]]
+    train += ["--epochs", "1", "--learning-rate", "1e-30"]
+    for classes, words in ((3, "head_dist was dropped"), (4, "head and head_dist of 4 classes were dropped")):
+        source = perturb(create_model(shape, classes, (96, 64)))
+        source.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        folder, out = tmp_path / f"source{classes}", tmp_path / f"out{classes}"
+        save_model(folder, source, tuple("abcd"[:classes]), {})
+        answer = cli(*train, "--init", folder, "--out", out)
+        assert answer.code == 0, answer.err
+        assert words in answer.err
+        assert "re-sampled" in answer.err
+        trained, config = load_model(out)
+        assert (config["mean"], config["resolution"]) == ([0.1, 0.2, 0.3], [64, 64])
+        source.set_input_size(64)
+        expected = dict(source.named_parameters())
+        for name, found in trained.named_parameters():
+            same = found.shape == expected[name].shape and torch.allclose(found, expected[name])
+            assert same == (classes == 3 or not name.startswith("head.weight")) or name == "head.bias", name
+
+
 WEIGHTS_MISTAKES = {
     "no architecture": (["evaluate", "--checkpoint", "{official3}"], "--architecture"),
+    "folder, no architecture": (["evaluate", "--checkpoint", "{folder3}"], "weights alone", "--architecture"),
+    "folder, runtime": (["evaluate", "--checkpoint", "{folder3}", "--runtime", "onnxruntime"], "weights alone"),
     "export, no architecture": (["export", "--out", "{new}", "--checkpoint", "{ours}"], "--architecture"),
     "another": (["evaluate", "--checkpoint", "{official3}", "--architecture", "efficientformerv2_s0"], "do not fit"),
     "unknown": (["evaluate", "--checkpoint", "{official3}", "--architecture", "efficientformerv2_s9"], "v2_s2"),

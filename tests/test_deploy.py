@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
 from pocketformer.architecture import Architecture, SearchSpace
@@ -221,3 +222,22 @@ def test_mistakes_are_told_in_one_line(small, tmp_path, name, batch, format, mes
         export(small, tmp_path / name, batch, format)
     assert "\n" not in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@torch.no_grad()
+def test_synchronised_and_frozen_norms_are_folded():
+    model = perturbed(SearchSpace.named("pocket28").sample(4), seed=1).eval().double()
+    x = images(model).double()
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, freeze_batch_norm_2d):
+        other = convert(copy.deepcopy(model))
+        net = fuse(other)
+        assert not any("norm" in type(module).__name__.lower() for module in net.modules())
+        torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-9)
+    with pytest.raises(UserError, match="no statistics"):
+        fuse(create_model(model.architecture).apply(lambda m: setattr(m, "running_var", None)))
+
+
+def test_a_network_in_half_precision_is_folded_in_single(tmp_path):
+    model = perturbed(SearchSpace.named("pocket28").sample(4), seed=1).eval().bfloat16()
+    report = export(model, tmp_path / "model.onnx", images(model))
+    assert report.max_difference < 1e-4 * report.logits_std

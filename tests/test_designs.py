@@ -1,4 +1,4 @@
-"""Every combination of design switches: costs against torch's own counts, deployed forms, keys, drawings."""
+"""Random combinations of design switches: costs against torch's own counts, gradients, deployed forms."""
 
 import json
 import re
@@ -142,7 +142,11 @@ def test_fused_equals_the_network(architecture, distilled, larger):
     model = perturb(create_model(architecture, 5, distilled=distilled, in_chans=2).double())
     if any(larger):
         model.set_input_size(tuple(a + b for a, b in zip(model.resolution, larger, strict=True)))
-    assert_fused_equals(model, smooth_images(model).double(), 1e-9)
+    x = smooth_images(model).double()
+    model.train()(x).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    assert_fused_equals(model, x, 1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -204,3 +204,27 @@ def test_costs_know_every_size():
 def test_what_is_no_size(size):
     with pytest.raises(UserError, match=r"whole number of px or a pair \(height, width\)"):
         create_model("efficientformerv2_s0", resolution=size)
+
+
+def test_an_optimiser_that_has_the_tables_trains_them_at_the_new_size():
+    """They stay the parameters they were; one that has moved them already refuses their new shape."""
+    model = create_model("efficientformerv2_s0", 10, 64)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model.set_input_size(96)
+    tables = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("bias.table")}
+    model(picture(model, (96, 96), n=2)).logsumexp(1).sum().backward()
+    optimiser.step()
+    assert tables
+    for name, before in tables.items():
+        assert not torch.equal(dict(model.named_parameters())[name], before), name
+    model.set_input_size(128)
+    model(picture(model, (128, 128), n=2)).sum().backward()
+    with pytest.raises(RuntimeError, match="size"):
+        optimiser.step()
+
+
+def test_an_image_smaller_than_the_strides_is_refused_in_dynamic_mode_too(network):
+    dynamic = copy.deepcopy(network)
+    dynamic.set_dynamic()
+    with pytest.raises(UserError, match="3x40 px is too small"):
+        dynamic(torch.zeros(1, 3, 3, 40))

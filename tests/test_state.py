@@ -283,3 +283,22 @@ def test_exported(name):
     features = timm.create_model(f"pocket_{name}", img_size=64, features_only=True).eval()
     exported = torch.export.export(features, (x,)).module()(x)
     assert all(torch.allclose(y, w, rtol=0, atol=1e-5) for y, w in zip(exported, features(x), strict=True))
+
+
+@FAMILIES
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_and_back(arch):
+    model, x = build(arch), images()
+    with torch.no_grad():
+        wanted = model(x)
+        model.cuda()
+        assert torch.allclose(model(x.cuda()).cpu(), wanted, atol=1e-3)
+        model.load_state_dict(weights(arch, 1))
+        model.set_dynamic()
+        assert torch.allclose(model(x.cuda()).cpu(), build(arch, 1)(x), atol=1e-3)
+        larger = images((45, 33))
+        found = model(larger.cuda()).cpu()
+        with torch.autocast("cuda", torch.float16):
+            assert model(x.cuda()).isfinite().all()
+        model.cpu()
+        assert torch.allclose(found, model(larger), atol=1e-3)

@@ -5,12 +5,12 @@ The blocks' own values take milliseconds to import: they are imported when first
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pocketformer.architecture.design import Design, Grid, pair
+from pocketformer.architecture.stage import Stage, parse_block
 from pocketformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,56 +18,6 @@ if TYPE_CHECKING:
     from pocketformer.architecture.layers import Cost
 
 _FORMAT = "pocketformer.architecture/1"
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A global block: MHSA with its residual. Alone it is legal; published networks follow it with an FFN."""
-
-    def __str__(self) -> str:
-        return "attention"
-
-
-@dataclass(frozen=True)
-class FFN:
-    """A local block: unified FFN with the expansion ratio E (paper eq. 4)."""
-
-    expansion: float
-
-    def __str__(self) -> str:
-        short = f"{self.expansion:g}"  # of six digits; JSON keeps blocks as text, so nothing may be lost
-        return f"ffn{short if float(short) == self.expansion else repr(self.expansion)}"
-
-
-Block = Attention | FFN
-
-
-def parse_block(text: Any) -> Block:
-    if text == "attention":
-        return Attention()
-    try:
-        expansion = float(str(text).removeprefix("ffn"))
-        if not math.isfinite(expansion):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"block {text!r} is neither 'attention' nor 'ffn' with a ratio such as 'ffn4'") from None
-    return FFN(int(expansion) if expansion == int(expansion) else expansion)
-
-
-@dataclass(frozen=True)
-class Stage:
-    width: int
-    blocks: tuple[Block, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))
-        if not isinstance(self.width, int) or self.width < 1:
-            raise UserError(f"a stage's width must be a positive whole number, not {self.width!r}")
-        if not self.blocks:
-            raise UserError("a stage needs at least one block")
-        for block in self.blocks:
-            if isinstance(block, FFN) and int(self.width * block.expansion) < 1:
-                raise UserError(f"expansion {block.expansion:g} of width {self.width} leaves no hidden channel")
 
 
 @dataclass(frozen=True)
@@ -94,6 +44,21 @@ class Architecture:
         from pocketformer.architecture.published import published
 
         return published(name)
+
+    @classmethod
+    def find(cls, value: Any) -> Architecture:
+        """What a person may name one by: itself, a published name, its plain data, the path of its JSON, or of a
+        folder that holds one."""
+        if isinstance(value, Architecture):
+            return value
+        if isinstance(value, dict):
+            return cls.from_dict(value)
+        if isinstance(value, str | os.PathLike):
+            if os.path.isdir(value):
+                return cls.load(os.path.join(value, "architecture.json"))
+            path = isinstance(value, os.PathLike) or value.endswith(".json")
+            return cls.load(value) if path else cls.named(value)
+        raise UserError(f"an architecture is an Architecture, a name or the path of its JSON, not {value!r}")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Architecture:
@@ -140,9 +105,7 @@ class Architecture:
         size = d.resolution if resolution is None else pair(resolution)
         if in_chans < 1 or num_classes < 0:
             raise UserError(f"a network needs channels and no fewer than 0 classes, not {in_chans} and {num_classes}")
-        if min(size) < d.total_stride:
-            need = f"{d.total_stride} px at least"
-            raise UserError(f"an image of {size[0]}x{size[1]} px is too small for the strides of its stages: {need}")
+        d.check_size(size)
         layer: BlockValue = placement.stem(d, in_chans, self.stages[0].width, size)
         result = [layer]
         for j, stage in enumerate(self.stages):

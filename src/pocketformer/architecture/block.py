@@ -40,10 +40,15 @@ def _cost(block: "Block") -> Cost:
 
 
 class Block:
-    """What all block values have: `width` and `out_grid` of the output, `costs()`, `activations()`, `key()`, and
-    these."""
+    """What all block values have: `grid` of the input, `width` of the output, `costs()`, `activations()`, `key()`,
+    and these."""
 
     kind: str
+
+    @property
+    def out_grid(self) -> Grid:
+        """Of the output: that of the input, unless the block strides."""
+        return self.grid
 
     @property
     def inputs(self) -> int:
@@ -61,6 +66,14 @@ class Block:
     def macs(self) -> int:
         """Multiply-adds of one image: convolutions, linears and the attention products."""
         return _cost(self).macs
+
+
+class LocalBlock(Block):
+    """A block with an expansion ratio."""
+
+    @property
+    def hidden(self) -> int:
+        return int(self.width * self.expansion)
 
 
 def conv_norm(

@@ -65,6 +65,8 @@ class Design:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", pair(self.resolution))
         for name in ("stem_strides", "stage_strides", "downsampling", "attention_strides"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise UserError(f"{name.replace('_', ' ')} is a list, not {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in _CHOICES.items():
             _check_choice(name.replace("_", " "), getattr(self, name), choices)
@@ -78,8 +80,8 @@ class Design:
         sizes += (self.downsampling_key_dim, self.downsampling_value_dim)
         if any(type(n) is not int or n < 1 for n in numbers + sizes):  # true is an int, too
             raise UserError("a design's sizes, strides and head counts must be positive whole numbers")
-        if len(self.resolution) != 2 or len(self.stem_strides) != 2:
-            raise UserError("a design has two image sides and two stem strides")
+        if len(self.stem_strides) != 2:
+            raise UserError("a design has two stem strides")
         if not len(self.stage_strides) == len(self.downsampling) == len(self.attention_strides) - 1:
             raise UserError(
                 "a design for n stages has n - 1 stage strides, n - 1 downsamplings and n attention strides"
@@ -96,6 +98,12 @@ class Design:
         for s in self.stage_strides:
             stride *= s
         return stride
+
+    def check_size(self, size: Grid) -> None:
+        """Raises `UserError` for an image that the strides leave nothing of."""
+        if min(size) < self.total_stride:
+            need = f"{self.total_stride} px at least"
+            raise UserError(f"an image of {size[0]}x{size[1]} px is too small for the strides of its stages: {need}")
 
     @classmethod
     def from_dict(cls, values: dict) -> "Design":

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from pocketformer.architecture import layers
-from pocketformer.architecture.block import Block, block_key, conv_norm, grid_text, norm_text
+from pocketformer.architecture.block import Block, LocalBlock, block_key, conv_norm, grid_text, norm_text
 from pocketformer.architecture.layers import Cost, Grid, positions
 
 
 @dataclass(frozen=True)
-class MetaBlock(Block):
+class MetaBlock(LocalBlock):
     """MB4D (V1 Sec. 4.1, eq. 4): a token mixer and an MLP of 1x1 convolutions, each scaled and residual.
 
     `mixer` is "pool" (3x3 average minus its input), "dwconv" (V2 Table 1, row 2) or "none": the MLP of an
@@ -22,14 +22,6 @@ class MetaBlock(Block):
     activation: str
     norm: str = "bn"
     kind = "ffn"
-
-    @property
-    def hidden(self) -> int:
-        return int(self.width * self.expansion)
-
-    @property
-    def out_grid(self) -> Grid:
-        return self.grid
 
     def costs(self) -> tuple[Cost, ...]:
         w, h, grid = self.width, self.hidden, self.grid
@@ -51,7 +43,7 @@ class MetaBlock(Block):
 
 
 @dataclass(frozen=True)
-class TokenFFNBlock(Block):
+class TokenFFNBlock(LocalBlock):
     """The MLP of an MB3D (V1 Sec. 4.1, eq. 5): LayerNorm, two linears; scaled, residual."""
 
     width: int
@@ -59,14 +51,6 @@ class TokenFFNBlock(Block):
     grid: Grid
     activation: str
     kind = "ffn"
-
-    @property
-    def hidden(self) -> int:
-        return int(self.width * self.expansion)
-
-    @property
-    def out_grid(self) -> Grid:
-        return self.grid
 
     def costs(self) -> tuple[Cost, ...]:
         w, h, n = self.width, self.hidden, positions(self.grid)
@@ -92,10 +76,6 @@ class TokenAttentionBlock(Block):
     grid: Grid
     bias: bool = True
     kind = "attention"
-
-    @property
-    def out_grid(self) -> Grid:
-        return self.grid
 
     def costs(self) -> tuple[Cost, ...]:
         w, n = self.width, positions(self.grid)

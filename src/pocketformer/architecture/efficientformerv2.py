@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from pocketformer.architecture import layers
-from pocketformer.architecture.block import Block, block_key, conv_norm, grid_text, norm_text, strided
+from pocketformer.architecture.block import Block, LocalBlock, block_key, conv_norm, grid_text, norm_text, strided
 from pocketformer.architecture.layers import Cost, Grid, positions
 
 
 @dataclass(frozen=True)
-class FFNBlock(Block):
+class FFNBlock(LocalBlock):
     """Unified FFN (V2 Sec. 3.1, eq. 4): 1x1, depthwise 3x3, 1x1, each with its norm; scaled, residual."""
 
     width: int
@@ -17,14 +17,6 @@ class FFNBlock(Block):
     activation: str
     norm: str = "bn"
     kind = "ffn"
-
-    @property
-    def hidden(self) -> int:
-        return int(self.width * self.expansion)
-
-    @property
-    def out_grid(self) -> Grid:
-        return self.grid
 
     def costs(self) -> tuple[Cost, ...]:
         w, h, grid, act = self.width, self.hidden, self.grid, self.activation
@@ -60,10 +52,6 @@ class AttentionBlock(Block):
     bias: bool = True
     full_queries: bool = False
     kind = "attention"
-
-    @property
-    def out_grid(self) -> Grid:
-        return self.grid
 
     @property
     def key_grid(self) -> Grid:

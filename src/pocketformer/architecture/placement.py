@@ -1,16 +1,11 @@
 """Which block value stands at each place of an architecture: stages and design switches in, block values out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pocketformer.architecture import blocks as values
 from pocketformer.architecture.blocks import BlockValue, Grid
 from pocketformer.architecture.design import Design
-
-if TYPE_CHECKING:
-    from pocketformer.architecture.architecture import Block as StageBlock
+from pocketformer.architecture.stage import Attention, StageBlock
 
 
 def stem(design: Design, in_chans: int, width: int, resolution: Grid) -> BlockValue:
@@ -44,7 +39,7 @@ def downsampling(design: Design, stage: int, in_width: int, width: int, grid: Gr
 
 def on_tokens(design: Design, blocks: Sequence[StageBlock]) -> bool:
     """Whether a stage ends on tokens: in V1's design, from its first attention block on (V1 Sec. 4.1)."""
-    return design.attention == "tokens" and any(str(b) == "attention" for b in blocks)
+    return design.attention == "tokens" and any(isinstance(b, Attention) for b in blocks)
 
 
 def block(
@@ -53,7 +48,7 @@ def block(
     """A block of stage `j` (counted from 0) on `grid`, behind the blocks `before` of the same stage."""
     activation, tokens = design.activation, on_tokens(design, (*before, here))
     heads = (design.heads, design.key_dim, design.value_dim)
-    if str(here) == "attention":
+    if isinstance(here, Attention):
         if tokens:
             return values.TokenAttentionBlock(width, *heads, grid, design.attention_bias)
         return values.AttentionBlock(
@@ -72,7 +67,7 @@ def block(
         return values.TokenFFNBlock(width, here.expansion, grid, activation)
     if design.token_mixer == "ffn":
         return values.FFNBlock(width, here.expansion, grid, activation, design.norm)
-    mixed = bool(before) and str(before[-1]) == "attention"  # which is this block's token mixer
+    mixed = bool(before) and isinstance(before[-1], Attention)  # which is this block's token mixer
     return values.MetaBlock(
         width, here.expansion, "none" if mixed else design.token_mixer, grid, activation, design.norm
     )

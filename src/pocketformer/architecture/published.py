@@ -2,8 +2,9 @@
 
 import difflib
 
-from pocketformer.architecture.architecture import FFN, Architecture, Attention, Stage
+from pocketformer.architecture.architecture import Architecture
 from pocketformer.architecture.design import EFFICIENTFORMER
+from pocketformer.architecture.stage import FFN, Attention, Stage
 from pocketformer.errors import UserError
 
 # name: (widths, attention blocks in each of stages 3 and 4, expansion ratios per stage). Table 12 lists how many

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from pocketformer.architecture.architecture import FFN, Architecture, Attention, Stage
+from pocketformer.architecture.architecture import Architecture
+from pocketformer.architecture.stage import FFN, Attention, Stage
 from pocketformer.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pocketformer.architecture.architecture import FFN, Architecture, Attention, Stage
+from pocketformer.architecture.architecture import Architecture
 from pocketformer.architecture.design import Design, Grid
 from pocketformer.architecture.selection import Selection
+from pocketformer.architecture.stage import FFN, Attention, Stage
 from pocketformer.errors import UserError
 
 if TYPE_CHECKING:

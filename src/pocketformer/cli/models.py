@@ -21,7 +21,9 @@ def models(
     peers: Annotated[bool, typer.Option("--peers", help="Also the other networks of the papers' table.")] = False,
     json: options.Json = False,
 ) -> None:
-    """List the published networks, ours beside the papers' figures, and the search spaces.
+    """List the published networks and the search spaces.
+
+    Each network stands beside the papers' figures.
 
     Two counts: every trainable parameter, and that of the papers' own profiler, whose printed figure
     stands beside it. --json adds every block, and the peers. Writes no files.

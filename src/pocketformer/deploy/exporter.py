@@ -1,5 +1,6 @@
 """`export`: a network as a file that another runtime executes, verified before it is there."""
 
+import copy
 import errno
 import os
 import time
@@ -47,7 +48,7 @@ def export(model: nn.Module, path: str | os.PathLike, images: torch.Tensor, form
     if format not in FORMATS:
         raise UserError(f"no export format {format!r}; known: {', '.join(FORMATS)}")
     start = time.perf_counter()
-    fused = fuse(model).float().cpu()
+    fused = fuse(copy.deepcopy(model).float().cpu())  # folding in a lower precision would lose some of it
     images = check_images(model, images)
     try:
         with files.whole(path) as temporary:

@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
+from pocketformer.errors import UserError
 from pocketformer.models.layers import ConvNorm
 
 
 @torch.no_grad()
 def folded(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, scale: torch.Tensor | float = 1, centre: float = 0
+    conv: nn.Conv2d, norm: nn.Module | None = None, scale: torch.Tensor | float = 1, centre: float = 0
 ) -> nn.Conv2d:
     """A new convolution that computes scale * norm(conv(x)).
 
@@ -18,9 +19,9 @@ def folded(
     weight, bias = conv.weight.double().clone(), conv.bias.double()
     weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2] += centre
     if norm is not None:
-        factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        factor, shift = affine(norm)
         weight = weight * factor[:, None, None, None]
-        bias = (bias - norm.running_mean.double()) * factor + norm.bias.double()
+        bias = bias * factor + shift
     scale = torch.as_tensor(scale, dtype=torch.float64, device=weight.device).reshape(-1)
     result = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups
@@ -30,10 +31,18 @@ def folded(
     return result.requires_grad_(False)
 
 
+def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(factor, shift) of a BatchNorm in evaluation mode; also of a synchronised or a frozen one."""
+    if getattr(norm, "running_var", None) is None:
+        raise UserError(f"cannot fold a {type(norm).__name__}: it keeps no statistics")
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return factor, norm.bias.double() - norm.running_mean.double() * factor
+
+
 @torch.no_grad()
 def fold(layer: ConvNorm, scale: torch.Tensor | float = 1.0) -> nn.Module:
     """A convolution with its BatchNorm and a scale as one convolution. A GroupNorm stays, and takes the scale."""
-    if isinstance(layer.norm, nn.BatchNorm2d):
+    if not isinstance(layer.norm, nn.GroupNorm):
         return folded(layer.conv, layer.norm, scale)
     norm = nn.GroupNorm(layer.norm.num_groups, layer.norm.num_channels, layer.norm.eps).to(layer.norm.weight)
     norm.weight.copy_(layer.norm.weight.double() * scale)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pocketformer.architecture.design import Grid
-from pocketformer.deploy.folding import activation, fold, plain_norm
+from pocketformer.deploy.folding import activation, affine, fold, plain_norm
 from pocketformer.errors import UserError
 from pocketformer.models import ends
 
@@ -85,12 +85,11 @@ class FusedHead(nn.Module):
         match norm:
             case nn.Identity():  # a pruned network's
                 factor, shift = torch.ones_like(weight[0]), torch.zeros_like(weight[0])
-            case nn.BatchNorm2d():
-                factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-                shift = norm.bias.double() - norm.running_mean.double() * factor
-            case _:
+            case nn.LayerNorm() | nn.GroupNorm():
                 self.norm = plain_norm(norm)
                 factor, shift = norm.weight.double(), norm.bias.double()
+            case _:
+                factor, shift = affine(norm)
         self.linear = nn.Linear(heads[0].in_features, heads[0].out_features).to(heads[0].weight)
         with torch.no_grad():
             self.linear.weight.copy_(weight * factor)

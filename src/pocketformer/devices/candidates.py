@@ -14,7 +14,7 @@ from pocketformer.architecture import Architecture
 from pocketformer.architecture.blocks import BlockValue, Grid, Head
 from pocketformer.deploy import FusedHead, fuse, fuse_block
 from pocketformer.models import create_model, layers
-from pocketformer.models.network import build_block
+from pocketformer.models.stage import build_block
 
 
 def write_chain(runtime: ModuleType, blocks: Sequence[BlockValue], path: Path, batch: int = 1) -> None:

@@ -43,11 +43,12 @@ class AttentionBias(nn.Module):
 
     @torch.inference_mode(False)
     def set_grid(self, grid: Grid) -> None:
-        """Another grid for good: the table is sampled once and replaced (a new parameter)."""
+        """Another grid for good: the table is sampled once. It stays the parameter it was, for an optimiser that has it
+        already; one that has taken a step with it will refuse its new shape."""
         if tuple(grid) == self.grid:
             return
-        table = resample(self.table.detach(), self.grid, grid)
-        self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
+        self.table.data = resample(self.table.detach(), self.grid, grid)
+        self.table.grad = None
         self.grid = tuple(grid)
         self._reset_index()
 
@@ -86,11 +87,12 @@ def resample(table: torch.Tensor, grid: Grid, new_grid: Grid) -> torch.Tensor:
     """The table (heads, h * w) of another grid, (heads, h' * w'): entry d' is the table at d' * h / h'."""
     if tuple(grid) == tuple(new_grid):
         return table
+    precise = torch.float64 if table.dtype is torch.float64 else torch.float32  # not all devices have float64
     rows, columns = (
-        torch.tensor(_constant(index(old), index(new)), dtype=torch.float64, device=table.device)
+        torch.tensor(_constant(index(old), index(new)), dtype=precise, device=table.device)
         for old, new in zip(grid, new_grid, strict=True)
-    )  # float64: exact where offsets coincide, whatever the table's precision; `index` for compilers' symbolic sizes
-    values = rows @ table.double().unflatten(1, tuple(grid)) @ columns.T
+    )  # `index` for compilers' symbolic sizes
+    values = rows @ table.to(precise).unflatten(1, tuple(grid)) @ columns.T
     return values.flatten(1).to(table.dtype)
 
 

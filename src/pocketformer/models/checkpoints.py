@@ -1,39 +1,41 @@
 """Checkpoints of any origin into a network, and a network's weights in the layouts of others (contract 4)."""
 
 import logging
-import math
 import os
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pocketformer.architecture.blocks import AttentionBlock
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
-from pocketformer.models import layouts, weights
-from pocketformer.models.bias import AttentionBias, resample
+from pocketformer.models import layouts, tables, weights
 
 if TYPE_CHECKING:
     from pocketformer.models.network import Network
 
 State = dict[str, torch.Tensor]
 _RECOGNISED = 0.2  # the share of a network's names that a file must have to be taken for one of a layout
+_MAP_NORM = re.compile(r"norm[0246]\.")  # of the official backbones for detection, behind each stage
+_IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)  # how both published families saw images
 
 
 @dataclass(frozen=True)
 class Loaded:
     """What `load_checkpoint` found and did: the file, its layout, the heads of the file that were dropped and the
-    heads of the network that were copied from another, the tables of attention biases that were re-sampled; and
-    `notes`, the same in sentences. `str()` is one line."""
+    heads of the network that were copied from another, the tables of attention biases that were re-sampled; the
+    (mean, std) of the images that the weights saw, where that is known; and `notes`, what is out of the ordinary, in
+    sentences. `str()` is one line."""
 
     path: Path
     layout: str
     dropped: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
+    normalisation: weights.Normalisation | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -41,26 +43,31 @@ class Loaded:
 
 
 def load_checkpoint(
-    model: "Network", path: str | os.PathLike, *, ema: bool = False, resolution: int | Grid | None = None
+    model: torch.nn.Module, path: str | os.PathLike, *, ema: bool = False, resolution: int | Grid | None = None
 ) -> Loaded:
     """Loads weights of the official implementation, of timm or of ours into `model`.
 
     Args:
+        model: a network, or timm's `features_only` wrapper of one.
         path: a torch file (a state dict, bare or as `model`, `state_dict`, `model_ema` among other things), a
-            safetensors file, or a folder of ours.
+            safetensors file, or a folder of ours or Hugging Face's.
         ema: take the averaged weights of a training's file.
         resolution: of the network that the file is from, px; needed only where its attention grids are neither
             square nor this model's, and not stated (our files state it).
 
     A classifier for another number of classes is dropped and the model keeps its own; one classifier fills both of
-    a model that has two. Tables of attention biases from another resolution are re-sampled. Each of these is
-    reported, and logged as a warning of "pocketformer". Precision, device and mode of the model stay.
+    a model that has two. Tables of attention biases from another resolution are re-sampled. What a model was pruned
+    of is passed over. Each of these is reported, and logged as a warning of "pocketformer". `model.pretrained_cfg`
+    gets the weights' mean and std. Precision, device and mode of the model stay.
 
     Raises:
         UserError: a file that is missing, damaged, holds code, or is of another network, with the first
             differences; the model is then as it was.
     """
-    loaded = fit(model, weights.read(path, ema), path, resolution)
+    network = _network_of(model)
+    loaded = fit(network, weights.read(path, ema), path, resolution)
+    if network is not model:
+        _set_normalisation(model, network.in_chans, loaded.normalisation)
     for note in loaded.notes:
         logging.getLogger("pocketformer").warning("%s: %s", path, note)
     return loaded
@@ -70,7 +77,21 @@ def fit(
     model: "Network", found: weights.Weights, path: str | os.PathLike, resolution: int | Grid | None = None
 ) -> Loaded:
     """`load_checkpoint` of a file that was read, without the warnings: for those who tell its `notes` themselves."""
-    layout, names = recognise(model, found, path)
+    given, loaded = matched(model, found, path, resolution)
+    model.load_state_dict({**model.state_dict(), **given})
+    _set_normalisation(model, model.in_chans, loaded.normalisation)
+    return loaded
+
+
+def matched(
+    model: "Network",
+    found: weights.Weights,
+    path: str | os.PathLike,
+    resolution: int | Grid | None = None,
+    strict: bool = True,
+) -> tuple[State, Loaded]:
+    """The tensors for `model`, which is left as it is, under its names; not `strict`: as many as there are."""
+    layout, names = recognise(model, found, path, strict)
     own = model.state_dict()
     given = {ours: found.tensors[theirs] for ours, theirs in names.items() if theirs in found.tensors}
     named = set(names.values())
@@ -78,37 +99,49 @@ def fit(
 
     heads, dropped, copied, notes = _heads(own, found.tensors)
     given = {name: tensor for name, tensor in given.items() if not _is_head(name)} | heads
+    normless = not model.num_classes and not any(name.startswith("norm.") for name in given)
+    if skipped := _skipped(model, given):
+        notes = [f"this model was pruned: {', '.join((*skipped, *dropped))} of the file left out"]
+        given = {name: tensor for name, tensor in given.items() if name in own}
+    if normless and "norm.weight" in own:
+        notes.append("the file has no final norm: this model keeps its own")
+    if normless and (norms := sorted(name for name in extra if _MAP_NORM.match(name))):
+        extra = [name for name in extra if name not in norms]
+        notes.append(f"the detector's norms of maps ({weights.first(dict.fromkeys(n[:5] for n in norms), 4)}) left out")
     given = {name: t.flatten() if name.endswith(".gamma") else t for name, t in given.items()}
     stated = resolution or found.resolution
-    given, resampled, note = _at_grids(model, given, stated, square=layout == "official", path=path)
+    given, resampled, note = tables.at_grids(model, given, stated, square=layout == "official", path=path)
 
     wrong = []
     for name, tensor in own.items():
         if name in given:
             wrong += [f"{names[name]} is {why}" for why in _misfit(given[name], tensor)]
-        elif not _may_lack(name, given):
+        elif strict and not _may_lack(name, given) and not (normless and name.startswith("norm.")):
             wrong.append(f"{names[name]} {_text(tensor)} is missing")
-    wrong += [f"{weights.shown(name)} is not this model's" for name in extra]
+    wrong += [f"{weights.shown(name)} is not this model's" for name in extra if strict]
     if wrong:
         count = f"{len(wrong)} differences, first " if len(wrong) > 3 else ""
         raise UserError(f"weights {path} ({layout} layout) do not fit this model: {count}{'; '.join(wrong[:3])}")
-    model.load_state_dict({**own, **given})
-    return Loaded(Path(path), layout, dropped, copied, resampled, (*notes, *note))
+    normalisation = found.normalisation or (_IMAGENET if layout != layouts.OURS else None)
+    return given, Loaded(Path(path), layout, dropped, copied, resampled, normalisation, (*found.notes, *notes, *note))
 
 
-def recognise(model: "Network", found: weights.Weights, path: str | os.PathLike) -> tuple[str, dict[str, str]]:
-    """The layout whose names for this network the file has most of, and these names: {ours: theirs}."""
+def recognise(
+    model: "Network", found: weights.Weights, path: str | os.PathLike, strict: bool = True
+) -> tuple[str, dict[str, str]]:
+    """The layout whose names for this network, unpruned, the file has most of, and these names: {ours: theirs}."""
     best: tuple[float, str, dict[str, str]] = (0, "", {})
+    keys = list(_unpruned(model).state_dict())
     for layout in layouts.LAYOUTS:
         try:
-            names = layouts.names(model.architecture, layout, model.state_dict())
+            names = layouts.names(model.architecture, layout, keys)
         except UserError:  # the layout cannot hold this network, so the file is not of this layout or network
             continue
         names = {ours: theirs.replace("dist_head.", "head_dist.") for ours, theirs in names.items()}
         count = sum(theirs in found.tensors for theirs in names.values())
         best = max(best, (count, layout, names), key=lambda candidate: candidate[0])
     count, layout, names = best
-    if count < _RECOGNISED * len(names) or not names:
+    if count < _RECOGNISED * len(model.state_dict()) * strict or not names:
         raise UserError(
             f"weights {path} fit neither this model nor a layout of it: they begin with {weights.first(found.tensors)}"
             f" (this model has {weights.first(model.state_dict())})"
@@ -131,9 +164,9 @@ def export_checkpoint(model: "Network", layout: str = "official") -> State:
     names = layouts.names(model.architecture, layout, own)
     if layout == layouts.OURS:
         return own
-    if "norm.weight" not in own:
+    if is_pruned(model):
         raise UserError(f"the {layout} layout cannot hold a network whose last stages or norm were taken out")
-    biases = {f"{name}.bias.table": module.bias for name, module in _attentions(model)}
+    biases = {f"{name}.bias.table": module.bias for name, module in tables.attentions(model)}
     layouts.check_export(model.architecture, layout, (bias.grid for bias in biases.values()))
     v1 = layouts.is_v1(model.architecture)
     result = {}
@@ -147,6 +180,45 @@ def export_checkpoint(model: "Network", layout: str = "official") -> State:
     if layout == "timm" and v1 and model.head_dist is None and model.num_classes:
         result |= {f"head_dist.{name}": result[f"head.{name}"].clone() for name in ("weight", "bias")}
     return result
+
+
+# --- the model
+
+
+def is_pruned(model: "Network") -> bool:
+    """Whether its last stages or its norm were taken out (`prune_intermediate_layers`, `features_only`)."""
+    return len(model.stages) < len(model.architecture.stages) or isinstance(model.norm, torch.nn.Identity)
+
+
+def _network_of(model: torch.nn.Module) -> "Network":
+    network, inner = None, model
+    while isinstance(inner, torch.nn.Module):  # out of torch.compile's, parallel training's and timm's wrappers
+        network = inner
+        inner = next((m for name in ("_orig_mod", "module", "model") if (m := getattr(inner, name, None))), None)
+    if not hasattr(network, "architecture") or not hasattr(network, "sequence"):
+        raise UserError(f"load_checkpoint takes a network of ours, not {type(model).__name__}")
+    return network
+
+
+def _unpruned(model: "Network") -> "Network":
+    """The model, or one without values that has what it was pruned of."""
+    if not is_pruned(model):
+        return model
+    with torch.device("meta"):
+        return type(model)(model.architecture, 1, model.resolution, model.distilled, model.in_chans)
+
+
+def _skipped(model: "Network", given: State) -> list[str]:
+    """Which stages, and whether the norm, are given that a model was pruned of."""
+    parts = [f"stages.{j}" for j in range(len(model.stages), len(model.architecture.stages))]
+    parts += ["norm"] if is_pruned(model) else []
+    return [part for part in parts if any(name.startswith(f"{part}.") for name in given)]
+
+
+def _set_normalisation(model: torch.nn.Module, channels: int, values: weights.Normalisation | None) -> None:
+    cfg = getattr(model, "pretrained_cfg", None)
+    if values is not None and len(values[0]) == channels and isinstance(cfg, dict):
+        cfg.update(mean=tuple(values[0]), std=tuple(values[1]))
 
 
 # --- the parts of a file that may differ
@@ -196,65 +268,12 @@ def _heads(own: State, found: State) -> tuple[State, tuple[str, ...], tuple[str,
     return given, tuple(dropped), tuple(copied), notes
 
 
-def _attentions(model: "Network") -> Iterator[tuple[str, torch.nn.Module]]:
-    for name, module in model.named_modules():
-        if isinstance(getattr(module, "bias", None), AttentionBias):
-            yield name, module
-
-
-def _grids(model: "Network", resolution: int | Grid) -> dict[str, Grid]:
-    """The grid of each table in the same architecture at another resolution."""
-    described = model.architecture.blocks(resolution)
-    values = {id(module): value for module, value in zip(model.sequence(), described, strict=False)}
-    result = {}
-    for name, module in _attentions(model):
-        value = values[id(module)]
-        result[f"{name}.bias.table"] = value.query_grid if isinstance(value, AttentionBlock) else value.grid
-    return result
-
-
-def _at_grids(
-    model: "Network", given: State, resolution: int | Grid | None, square: bool, path: str | os.PathLike
-) -> tuple[State, tuple[str, ...], list[str]]:
-    """The tensors with the tables of attention biases at the model's grids; which were re-sampled; notes."""
-    stated = _grids(model, resolution) if resolution is not None else {}
-    changed, note, result = [], [], dict(given)
-    for name, module in _attentions(model):
-        name, grid = f"{name}.bias.table", module.bias.grid
-        table = given.get(name)
-        if table is None or table.ndim != 2 or not table.numel() or not _is_plain(table):
-            continue  # told with the other differences
-        old, length = stated.get(name), table.shape[1]
-        side = math.isqrt(length)
-        if old is not None and math.prod(old) != length:
-            here = f"{old[0]}x{old[1]} at that resolution"
-            raise UserError(f"weights {path}: {name} has {length} offsets, its grid is {here}: give the file's own")
-        if old is None and (square or length != math.prod(grid)) and side * side == length:
-            old = (side, side)
-        elif old is None and length == math.prod(grid):
-            old = grid
-        elif old is None:
-            raise UserError(f"weights {path}: the attention grids are not square; say resolution=(height, width)")
-        if old != grid:
-            if not changed:
-                sizes = " to ".join(f"{height}x{width}" for height, width in (old, grid))
-                note.append(f"attention biases were re-sampled for this resolution ({sizes} and so on)")
-            changed.append(name)
-            result[name] = resample(table, old, grid)
-    return result, tuple(changed), note
-
-
 def _misfit(found: torch.Tensor, wanted: torch.Tensor) -> list[str]:
     """Why one tensor cannot become the other, if it cannot."""
-    if not _is_plain(found) or found.is_floating_point() != wanted.is_floating_point():
+    if not tables.is_plain(found) or found.is_floating_point() != wanted.is_floating_point():
         kind = found.dtype if found.layout is torch.strided else found.layout
         return [f"of another kind ({str(kind).removeprefix('torch.')})"]
     return [] if found.shape == wanted.shape else [f"{_text(found)}, not {_text(wanted)}"]
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether copying it can go wrong in no other way than by its shape."""
-    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def _text(tensor: torch.Tensor) -> str:

@@ -1,11 +1,11 @@
 """`Network`: the static module of any `Architecture`, with timm's model contract (contract 4)."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.layers import get_device_dtype, trunc_normal_
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import nn
@@ -14,55 +14,10 @@ from pocketformer.architecture import Architecture
 from pocketformer.architecture import blocks as values
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
-from pocketformer.models import checkpoints, conversion, efficientformer, efficientformerv2, ends, layers
+from pocketformer.models import checkpoints, conversion, layers
 from pocketformer.models.bias import AttentionBias
 from pocketformer.models.efficientformer import to_map, to_tokens
-
-
-def build_block(value: values.BlockValue, layer_scale: float = 1e-5, drop_path: float = 0.0) -> nn.Module:
-    """The module of any block value but the head, which is the network's own."""
-    match value:
-        case values.Stem():
-            return ends.Stem(value)
-        case values.PatchStem():
-            return ends.PatchStem(value)
-        case values.ConvDownsampling():
-            return ends.ConvDownsampling(value)
-        case values.AttentionDownsampling():
-            return efficientformerv2.AttentionDownsampling(value)
-        case values.FFNBlock():
-            return efficientformerv2.FFN(value, layer_scale, drop_path)
-        case values.AttentionBlock():
-            return efficientformerv2.Attention(value, layer_scale, drop_path)
-        case values.MetaBlock():
-            return efficientformer.MetaBlock(value, layer_scale, drop_path)
-        case values.TokenAttentionBlock():
-            return efficientformer.TokenAttention(value, layer_scale, drop_path)
-        case values.TokenFFNBlock():
-            return efficientformer.TokenFFN(value, layer_scale, drop_path)
-    raise TypeError(f"no static block for {value!r}")
-
-
-def drop_path_rates(kinds: list[str], rate: float) -> list[float]:
-    """One rate a block, linear from 0 to `rate` over the published blocks: an attention block has the rate of
-    the FFN behind it, with which it forms one published block."""
-    index = [kinds[:i].count("ffn") for i in range(len(kinds))]
-    last = max(kinds.count("ffn") - 1, 1)
-    return [rate * min(i, last) / last for i in index]
-
-
-class Stage(nn.Module):
-    """Downsampling, then blocks: (B, C, H, W) to (B, C', H', W')."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.downsample(x)
-        return checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
+from pocketformer.models.stage import Stage, build_block, drop_path_rates
 
 
 class Network(nn.Module):
@@ -209,6 +164,7 @@ class Network(nn.Module):
             height, width = self.resolution
             want = f"(B, {self.in_chans}, {height}, {width})"
             raise UserError(f"this model takes images of shape {want}, not {tuple(x.shape)}")
+        self.architecture.design.check_size(tuple(x.shape[2:]))
         return x
 
     def _final_norm(self, x: torch.Tensor) -> torch.Tensor:
@@ -239,6 +195,8 @@ class Network(nn.Module):
             if global_pool not in ("avg", ""):
                 raise UserError(f"global pool {global_pool!r} is neither 'avg' nor '' (none)")
             self.global_pool = global_pool
+        if num_classes < 0:
+            raise UserError(f"a classifier has 0 (none) or more classes, not {num_classes}")
         self.num_classes = num_classes
         where = get_device_dtype(self)
         for name in ("head", "head_dist"):
@@ -276,11 +234,9 @@ class Network(nn.Module):
         return {"stem": r"^stem", "blocks": [*blocks, (r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; but where no name of the stem's norm is ours, the official implementation's and timm's names
-        are converted: timm's `checkpoint_path` and the like hand over a file's tensors as they are."""
-        if strict and not any(name in state_dict for name in ("stem.conv1.norm.weight", "stem.conv.norm.weight")):
-            state_dict = conversion.converted(state_dict, self, self.num_classes, self.in_chans)
-        return super().load_state_dict(state_dict, strict, assign)
+        """As torch's; but the official implementation's and timm's names are converted: timm's `checkpoint_path` and
+        the like hand over a file's tensors as they are."""
+        return super().load_state_dict(conversion.renamed(state_dict, self, strict), strict, assign)
 
     def export_checkpoint(self, layout: str = "official") -> dict[str, torch.Tensor]:
         """A state dict that the official implementation ("official") or timm's ("timm") loads."""
@@ -298,7 +254,7 @@ def _feature_info(architecture: Architecture) -> list[dict[str, Any]]:
 
 
 def create_model(
-    architecture: Architecture | str,
+    architecture: Architecture | str | os.PathLike,
     num_classes: int = 1000,
     resolution: int | Grid | None = None,
     distilled: bool = True,
@@ -308,12 +264,20 @@ def create_model(
     dropout: float = 0.0,
     dynamic: bool = False,
 ) -> Network:
-    """A freshly initialised network of an architecture or a published name.
+    """A freshly initialised network of an architecture, a published name or the path of an architecture's JSON.
 
     `resolution` (int or (height, width), px) is the architecture's own unless given; `drop_path` the rate of the
     last block; `layer_scale` the initial value (1e-5 as published; short trainings want more); `dynamic` takes
     images of any size from call to call.
     """
-    if isinstance(architecture, str):
-        architecture = Architecture.named(architecture)
-    return Network(architecture, num_classes, resolution, distilled, in_chans, drop_path, layer_scale, dropout, dynamic)
+    return Network(
+        Architecture.find(architecture),
+        num_classes=num_classes,
+        resolution=resolution,
+        distilled=distilled,
+        in_chans=in_chans,
+        drop_path=drop_path,
+        layer_scale=layer_scale,
+        dropout=dropout,
+        dynamic=dynamic,
+    )

@@ -5,8 +5,6 @@ Importing this module registers them (contract 4). The prefix keeps timm's own m
 
 import contextlib
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +46,7 @@ def pocket_custom(pretrained: bool = False, architecture: Any = None, **kwargs: 
     """Any architecture: an `Architecture`, a published name, `Architecture.to_dict()`, or the path of its JSON."""
     if architecture is None:
         raise UserError(f"{CUSTOM} needs architecture=, for example an Architecture or the path of architecture.json")
-    return _build(CUSTOM, _as_architecture(architecture), pretrained, **kwargs)
+    return _build(CUSTOM, Architecture.find(architecture), pretrained, **kwargs)
 
 
 def _register(published: str) -> None:
@@ -94,17 +92,6 @@ def timm_config(model: Network, classes: tuple[str, ...] = (), crop_pct: float =
         "model_args": arguments,
         "pretrained_cfg": cfg,
     }
-
-
-def _as_architecture(value: Any) -> Architecture:
-    if isinstance(value, Architecture):
-        return value
-    if isinstance(value, dict):
-        return Architecture.from_dict(value)
-    if isinstance(value, os.PathLike) or str(value).endswith(".json") or Path(value).is_dir():
-        path = Path(value)
-        return Architecture.load(path / "architecture.json" if path.is_dir() else path)
-    return Architecture.named(value)
 
 
 def _build(name: str, architecture: Architecture, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -167,14 +154,14 @@ def _network(
     with contextlib.nullcontext() if device is None else torch.device(device):
         model = Network(
             architecture,
-            num_classes,
-            img_size,
-            distilled,
-            in_chans,
-            drop_path_rate,
-            layer_scale,
-            drop_rate,
-            dynamic_img_size,
-            global_pool,
+            num_classes=num_classes,
+            resolution=img_size,
+            distilled=distilled,
+            in_chans=in_chans,
+            drop_path=drop_path_rate,
+            layer_scale=layer_scale,
+            dropout=drop_rate,
+            dynamic=dynamic_img_size,
+            global_pool=global_pool,
         )
     return model.to(dtype=dtype)

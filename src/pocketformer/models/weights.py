@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickletools
 import re
 import warnings
 from dataclasses import dataclass
@@ -18,56 +19,85 @@ from pocketformer.errors import UserError
 
 # Where training programs keep weights beside optimisers and the like: the official ones, timm's, others.
 _TRAINED, _AVERAGED = ("model", "state_dict"), ("model_ema", "state_dict_ema")
+NAMES = ("model.safetensors", "pytorch_model.bin")  # of the weights in a folder: ours and Hugging Face's, older ones
+HEADER = "pocketformer"  # the only entry in the header of our files, which has no order: equal files are equal bytes
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name as in the file, but for the distillation head, which is `head_dist` throughout; and the
-    resolution that the file states (ours do), else None."""
+    """Tensors by name as in the file, but for what programs put in front of names and for the distillation head, which
+    is `head_dist` throughout; the resolution and (mean, std) that the file or the `config.json` beside it states (ours
+    and Hugging Face's do), else None; and what was passed over, in sentences."""
 
     tensors: dict[str, torch.Tensor]
     resolution: Grid | None = None
+    normalisation: Normalisation | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read(path: str | os.PathLike, ema: bool = False) -> Weights:
-    """Reads a torch file, a safetensors file, or one of our folders; with `ema` the averaged weights in it.
+    """Reads a torch file, a safetensors file, or a folder of ours or Hugging Face's; with `ema` the averaged weights.
 
     Raises `UserError` for what is missing, damaged, holds pickled code, or no weights.
     """
     path = Path(path)
     if path.is_dir():
-        _check_folder(path)
-        path = path / "model.safetensors"
+        path = _in_folder(path)
+    about = {}
     if path.suffix == ".safetensors":
-        tensors, resolution = read_safetensors(path)
+        tensors, about = _safetensors(path)
         if ema:
             raise UserError(f"{path} holds one set of weights, none of them averaged (ema)")
     else:
-        tensors, resolution = _contained(path, _read_torch(path), ema), None
-    return Weights({_canonical(name): tensor for name, tensor in _stripped(tensors).items()}, resolution)
+        tensors = _contained(path, _read_torch(path), ema)
+    return named(tensors, *_stated(path, about))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Grid | None]:
-    """The tensors of a safetensors file, and the resolution in its header or in the `config.json` of its folder."""
+def named(tensors: dict[str, torch.Tensor], *stated: Any) -> Weights:
+    """Tensors under the names that the network itself gives them."""
+    tensors, notes = _of_backbone(_stripped(tensors))
+    tensors = {re.sub(r"^dist_head\.", "head_dist.", name): tensor for name, tensor in tensors.items()}
+    return Weights(tensors, *(stated or (None, None)), notes)
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    return _safetensors(path)[0]
+
+
+def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a file and what its header says."""
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            stated = (file.metadata() or {}).get("resolution")
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"weights {path} cannot be read: {error}") from None
-    config = path.with_name("config.json")
+
+
+def _stated(path: Path, header: dict[str, str]) -> tuple[Grid | None, Normalisation | None]:
+    """Resolution and normalisation by the header of a file, or else by the `config.json` of its folder."""
+    config, found = path.with_name("config.json"), {}
+    if path.name in NAMES and config.is_file():
+        found = files.read_json(config, "model configuration")
+        found = found if isinstance(found, dict) else {}
+    cfg = found.get("pretrained_cfg")  # timm's
+    cfg = cfg if isinstance(cfg, dict) else {}
     try:
-        if stated is not None:
-            return tensors, _grid(json.loads(stated))
-        if path.name == "model.safetensors" and config.is_file():
-            found = files.read_json(config, "model configuration")
-            if isinstance(found, dict) and "resolution" in found:
-                return tensors, _grid(found["resolution"])
+        size = cfg["input_size"][1:] if "input_size" in cfg else None
+        found = {"resolution": size, **cfg, **found, **json.loads(header.get(HEADER, "{}"))}
+        resolution = None if found["resolution"] is None else _grid(found["resolution"])
     except (ValueError, TypeError):
         raise UserError(f"weights {path}: the stated resolution is none") from None
-    return tensors, None
+    try:
+        values = [tuple(map(float, found[name])) for name in ("mean", "std") if found.get(name) is not None]
+        if values and (len(values) == 1 or len(values[0]) != len(values[1]) or min(values[1]) <= 0):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise UserError(f"weights {path}: the stated mean and std are none") from None
+    return resolution, tuple(values) or None
 
 
 def _grid(value: Any) -> Grid:
@@ -77,13 +107,21 @@ def _grid(value: Any) -> Grid:
     return height, width
 
 
-def _check_folder(path: Path) -> None:
-    config = path / "config.json"
-    if not (path / "model.safetensors").is_file():
-        raise UserError(f"no weights at {path / 'model.safetensors'}")
+def is_supernet(folder: Path) -> bool:
+    config = folder / "config.json"
     described = files.read_json(config, "model configuration") if config.is_file() else {}
-    if isinstance(described, dict) and "space" in described:
+    return isinstance(described, dict) and "space" in described
+
+
+def _in_folder(path: Path) -> Path:
+    for name in NAMES:
+        if (path / name).is_file():
+            break
+    else:
+        raise UserError(f"no weights at {path / NAMES[0]}")
+    if is_supernet(path):
         raise UserError(f"{path} holds a supernet, not a single network: `search` it and `train` what it finds")
+    return path / name
 
 
 def _read_torch(path: Path) -> Any:
@@ -99,10 +137,26 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of how the file was written
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file makes torch raise, whose texts advise to load it unsafely
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            what = f"{path} holds more than weights (pickled {shown(found[1])}), which may be code: not loaded"
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if code := found[1] if found else _pickled_code(path):
+            what = f"{path} holds more than weights (pickled {shown(code)}), which may be code: not loaded"
             raise UserError(f"{what}; save the state dict alone") from None
         raise UserError(f"weights {path} cannot be read: damaged, cut off, or no file of weights") from None
+
+
+def _pickled_code(path: Path) -> str | None:
+    """The first name that a bare pickle would import; it is taken apart here, not executed."""
+    texts, found = [], None
+    try:
+        with open(path, "rb") as file:
+            for code, argument, _ in pickletools.genops(file):
+                if "UNICODE" in code.name:
+                    texts = [*texts[-1:], argument]
+                elif code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and found is None:
+                    found = ".".join(argument.split() if argument else texts)
+    except Exception:  # no pickle
+        return None
+    return found
 
 
 def _contained(path: Path, value: Any, ema: bool) -> dict[str, torch.Tensor]:
@@ -134,11 +188,24 @@ def shown(name: str) -> str:
 
 
 def _stripped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the `module.` in front of every name that parallel training leaves."""
-    while tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    """Without what parallel training, compilation, averaging and timm's wrapper of features put in front of names."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] != "n_averaged"}
+    names = [_bare(name) for name in tensors]
+    if names and all(name.startswith("model.") for name in names):
+        names = [_bare(name.removeprefix("model.")) for name in names]
+    if len(set(names)) < len(names):  # two networks in one, then
+        return tensors
+    return dict(zip(names, tensors.values(), strict=True))
 
 
-def _canonical(name: str) -> str:
-    return re.sub(r"^dist_head\.", "head_dist.", name)
+def _bare(name: str) -> str:
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name).replace("._orig_mod.", ".")
+
+
+def _of_backbone(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Of a detector's file the tensors of the backbone, and what else there was."""
+    inside = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    if not inside or len(inside) == len(tensors):
+        return inside or tensors, ()
+    parts = dict.fromkeys(name.split(".")[0] for name in tensors if not name.startswith("backbone."))
+    return inside, (f"of the file only its backbone was taken, not {first(parts)}",)

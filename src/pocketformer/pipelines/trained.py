@@ -1,11 +1,11 @@
-"""Trained networks as a person names them: a folder of ours, or a file of weights and its architecture."""
+"""Trained networks as a person names them: a folder of ours, or weights alone and their architecture."""
 
 from pathlib import Path
 
 from pocketformer.architecture import Architecture
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
-from pocketformer.models import Network
+from pocketformer.models import Network, weights
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import stored_size
 
@@ -19,18 +19,23 @@ def load_architecture(text: str) -> Architecture:
 
 
 def is_weights_alone(path: Path) -> bool:
-    """Whether it is a file of weights with no `config.json` of ours that describes it."""
-    described = path.name == "model.safetensors" and path.with_name("config.json").is_file()
-    return path.is_file() and path.suffix != ".onnx" and not described
+    """Whether it is a file or folder of weights with no `architecture.json` of ours that describes it."""
+    if path.is_dir():
+        described = (path / "architecture.json").is_file() or weights.is_supernet(path)
+        return not described and any((path / name).is_file() for name in weights.NAMES)
+    if path.name == "model.safetensors":
+        described = all(path.with_name(name).is_file() for name in ("architecture.json", "config.json"))
+        return path.is_file() and not described and not weights.is_supernet(path.parent)
+    return path.is_file() and path.suffix != ".onnx"
 
 
 def load_trained(path: Path, architecture: str | None) -> tuple[Network, dict]:
-    """The network, in eval mode, and its configuration (whose `classes` a file of weights alone does not know)."""
+    """The network, in eval mode, and its configuration (whose `classes` weights alone do not know)."""
     described = load_architecture(architecture) if architecture else None
     if not is_weights_alone(path):
         return checkpoint.load_model(path, described)
     if described is None:
-        raise UserError(f"{path} is a file of weights alone: say of which --architecture")
+        raise UserError(f"{path} holds weights alone: say of which --architecture")
     model, config = checkpoint.load_file(path, described)
     return model, {**config, "data": {"stored_size": size_to_store(model.resolution)}}
 

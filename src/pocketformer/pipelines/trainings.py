@@ -65,15 +65,13 @@ def train_network(
     return result
 
 
-def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Network | Weights:
-    """The supernet, network or weights that `--init` names; `UserError` if they do not fit."""
+def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Weights:
+    """The supernet or weights that `--init` names; `UserError` if they do not fit."""
     folder = Path(init)
     if not folder.exists():
         raise UserError(f"--init {init}: no such file or folder")
     if is_weights_alone(folder):
-        found = weights.read(folder)
-        checkpoints.fit(create_model(described, num_classes), found, folder)  # told before a run begins
-        return found
+        return _checked(weights.read(folder), described, num_classes, init)
     config_file = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
     if config_file.is_file() and "space" in files.read_json(config_file):
         supernet, config = load_supernet(folder)
@@ -84,38 +82,25 @@ def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet
     source, _ = checkpoint.load_model(folder)
     if source.architecture != described:
         raise UserError(f"--init {init} is of another architecture")
-    return source
+    normalisation = source.pretrained_cfg["mean"], source.pretrained_cfg["std"]
+    return _checked(Weights(source.state_dict(), source.resolution, normalisation), described, num_classes, init)
+
+
+def _checked(found: Weights, described: Architecture, num_classes: int, init: str) -> Weights:
+    checkpoints.fit(create_model(described, num_classes), found, init)  # told before a run begins
+    return found
 
 
 def _initialised(
-    final: FinalTraining, described: Architecture, source: Supernet | Network | Weights | None, init: str | None
+    final: FinalTraining, described: Architecture, source: Supernet | Weights | None, init: str | None
 ) -> Network:
     if source is None:
         return final.fresh(described)
-    if isinstance(source, Weights):
-        model = final.fresh(described)
-        loaded = checkpoints.fit(model, source, init)
-        checkpoint.set_normalisation(model, loaded.layout)
-        for note in loaded.notes:
-            say(f"note: {note}")
-        return model
     if isinstance(source, Supernet):
         return final.inherit(source, source.select(described))
     model = final.fresh(described)
-    model.pretrained_cfg |= {name: source.pretrained_cfg[name] for name in ("mean", "std")}
-    state = model.state_dict()
-    given = source.state_dict()
-    same_head = source.num_classes == model.num_classes
-    for name in state:
-        if name.startswith("head"):
-            origin = name if name in given else name.replace("head_dist", "head")
-            if same_head:
-                state[name] = given[origin]
-        else:
-            state[name] = given[name]
-    if not same_head:
-        say(f"note: the {source.num_classes}-class head of --init was dropped; a new one has {model.num_classes}")
-    model.load_state_dict(state)
+    for note in checkpoints.fit(model, source, init).notes:
+        say(f"note: {note}")
     return model
 
 
@@ -139,7 +124,7 @@ def evaluate_checkpoint(
         raise UserError(f"{path} is in no trained folder: its classes and image size (config.json) are not known")
     alone = is_weights_alone(target)
     if alone and through_file:
-        raise UserError(f"{path} is a file of weights alone: `export` it, and give the folder of a training here")
+        raise UserError(f"{path} holds weights alone: `export` it, and give the folder of a training here")
     model, config = load_trained(target if alone else folder, architecture)
     if through_file and not file.is_file():
         raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")

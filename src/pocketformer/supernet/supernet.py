@@ -11,7 +11,7 @@ from pocketformer.architecture import Architecture, SearchSpace, Selection, Step
 from pocketformer.architecture import blocks as values
 from pocketformer.errors import UserError
 from pocketformer.models import Network, create_model
-from pocketformer.models.network import drop_path_rates
+from pocketformer.models.stage import drop_path_rates
 from pocketformer.supernet import elastic
 
 

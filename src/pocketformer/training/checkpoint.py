@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
-from pocketformer.models import Network, checkpoints, create_model, layouts, registry, weights
+from pocketformer.models import Network, checkpoints, create_model, registry, weights
 from pocketformer.progress import say
 
 
@@ -59,8 +58,9 @@ def load_last(path: Path) -> dict[str, Any]:
 
 def save_tensors(path: Path, module: nn.Module) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    # The attention grids cannot be read off the tables' lengths.
-    about = {"resolution": json.dumps(module.resolution)} if isinstance(module, Network) else None
+    about = None
+    if isinstance(module, Network):  # the attention grids cannot be read off the tables' lengths
+        about = {weights.HEADER: json.dumps({"resolution": module.resolution, **_normalisation(module)})}
     with files.whole(path) as temporary:
         temporary.write_bytes(save(tensors, about))
 
@@ -68,6 +68,8 @@ def save_tensors(path: Path, module: nn.Module) -> None:
 def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ...], data: dict) -> None:
     """A folder with `model.safetensors`, `architecture.json` and `config.json` (classes, size, how images were
     prepared): everything needed to use the network, here or by `timm.create_model("local-dir:FOLDER", ...)`."""
+    if checkpoints.is_pruned(model):
+        raise UserError("a network whose last stages or norm were taken out cannot be saved as a folder")
     folder = Path(folder)
     stored = data.get("stored_size") or model.resolution
     crop_pct = min(size / whole for size, whole in zip(model.resolution, stored, strict=True))
@@ -78,14 +80,21 @@ def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ..
         "resolution": list(model.resolution),
         "in_chans": model.in_chans,
         "distilled": model.distilled,
-        "mean": list(model.pretrained_cfg["mean"]),
-        "std": list(model.pretrained_cfg["std"]),
+        **_normalisation(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": data,
         **registry.timm_config(model, classes, crop_pct),
     }
+    config["pretrained_cfg"] |= _normalisation(model)
     files.write_json(folder / "config.json", config)
     save_tensors(folder / "model.safetensors", model)
+
+
+def _normalisation(model: Network) -> dict[str, list[float]]:
+    """Mean and std, one a channel: timm's defaults are of three whatever `in_chans`."""
+    found = {name: list(model.pretrained_cfg[name]) for name in ("mean", "std")}
+    channels = model.in_chans
+    return {name: v if len(v) == channels else [sum(v) / len(v)] * channels for name, v in found.items()}
 
 
 def load_model(folder: str | os.PathLike, architecture: Architecture | None = None) -> tuple[Network, dict]:
@@ -105,14 +114,17 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
         raise UserError(f"{folder / 'config.json'} is not a model configuration (no {missing[0]!r})")
     described = architecture or Architecture.load(folder / "architecture.json")
     try:
-        model = create_model(
+        more = config.get("model_args", {})
+        model = Network(
             described,
             config["num_classes"],
             tuple(config["resolution"]),
             config["distilled"],
             config["in_chans"],
+            dynamic=bool(more.get("dynamic_img_size")),
+            global_pool=more.get("global_pool", "avg"),
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not a model configuration ({error})") from None
     model.pretrained_cfg |= {name: tuple(config[name]) for name in ("mean", "std")}
     load_weights(model, folder / "model.safetensors")
@@ -120,29 +132,22 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
 
 
 def load_file(path: str | os.PathLike, architecture: Architecture) -> tuple[Network, dict]:
-    """The network of a file of weights alone (`models.load_checkpoint`), in eval mode, with the file's heads; and of
-    its `config.json` what can be known. Published weights saw images normalised as timm's are."""
+    """The network of weights alone (`models.load_checkpoint`), in eval mode, with the file's heads; and of its
+    `config.json` what can be known."""
     found = weights.read(path)
     head = found.tensors.get("head.weight")
     if head is None or head.ndim != 2:
         raise UserError(f"{path} holds no classifier (head.weight)")
     model = create_model(architecture, len(head), found.resolution, "head_dist.weight" in found.tensors)
     loaded = checkpoints.fit(model, found, path)
-    set_normalisation(model, loaded.layout)
     for note in loaded.notes:
         say(f"note: {note}")
     return model.eval(), {"classes": None, "data": {}}
 
 
-def set_normalisation(model: Network, layout: str) -> None:
-    """Images as the weights of a layout were trained on: published ones, normalised as ImageNet's."""
-    if layout != layouts.OURS:
-        model.pretrained_cfg |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-
-
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads safetensors weights that must fit exactly; names the first differences if they do not."""
-    state, own = weights.read_safetensors(path)[0], model.state_dict()
+    state, own = weights.read_safetensors(path), model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
     if wrong:
