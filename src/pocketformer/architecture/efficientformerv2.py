@@ -33,8 +33,20 @@ class FFNBlock(LocalBlock):
         )
 
 
+class _Attending(Block):
+    """Channels of all heads' keys (and queries), and of their values."""
+
+    @property
+    def keys(self) -> int:
+        return self.heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        return self.heads * self.value_dim
+
+
 @dataclass(frozen=True)
-class AttentionBlock(Block):
+class AttentionBlock(_Attending):
     """MHSA on a map (V2 Sec. 3.3, eq. 5 and 6), with talking heads, local value and attention bias unless switched
     off. `stride` > 1 is stride attention (Sec. 3.4): q, k and v at the strided grid, the output interpolated back
     to `grid`; with `full_queries` only keys and values are strided (eq. 1)."""
@@ -60,14 +72,6 @@ class AttentionBlock(Block):
     @property
     def query_grid(self) -> Grid:
         return self.grid if self.full_queries else self.key_grid
-
-    @property
-    def keys(self) -> int:
-        return self.heads * self.key_dim
-
-    @property
-    def values(self) -> int:
-        return self.heads * self.value_dim
 
     def costs(self) -> tuple[Cost, ...]:
         w, k, v = self.width, self.keys, self.values
@@ -115,7 +119,7 @@ class AttentionBlock(Block):
 
 
 @dataclass(frozen=True)
-class AttentionDownsampling(Block):
+class AttentionDownsampling(_Attending):
     """Attention whose query is subsampled (pooling and depthwise convolution, summed), keys and values at the full
     grid (V2 eq. 2); with `dual_path` added to a strided convolution (Sec. 3.5)."""
 
@@ -136,14 +140,6 @@ class AttentionDownsampling(Block):
     @property
     def out_grid(self) -> Grid:
         return strided(self.grid, self.stride)
-
-    @property
-    def keys(self) -> int:
-        return self.heads * self.key_dim
-
-    @property
-    def values(self) -> int:
-        return self.heads * self.value_dim
 
     def costs(self) -> tuple[Cost, ...]:
         i, o, k, v, out = self.in_width, self.width, self.keys, self.values, self.out_grid
