@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import onnx
@@ -12,9 +13,10 @@ from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
 from pocketformer.architecture import Architecture, SearchSpace
-from pocketformer.deploy import OPSET, export, fuse
-from pocketformer.deploy import onnx as onnx_format
+from pocketformer.deploy import export, fuse
 from pocketformer.deploy.efficientformerv2 import Upsampling
+from pocketformer.deploy.formats import onnx as onnx_format
+from pocketformer.deploy.formats.onnx import OPSET
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import create_model
 from pocketformer.models.layers import LayerScale
@@ -138,15 +140,16 @@ def test_export_is_right(small, tmp_path):
     report = export(model, path, x)
     assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert report.images == 6
-    assert report.max_difference <= 1e-4 * report.logits_std
+    assert report.verified.images == 6
+    assert report.verified.max_difference <= 1e-4 * report.verified.logits_std
     assert report.bytes == path.stat().st_size
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         wanted = copy.deepcopy(model).eval()(x[:1]).numpy()
     np.testing.assert_allclose(session.run(None, {"image": x[:1].numpy()})[0], wanted, rtol=1e-4, atol=1e-5)
     graph = onnx.load(str(path))
-    assert next(o.version for o in graph.opset_import if o.domain == "") == OPSET == report.opset
+    assert next(o.version for o in graph.opset_import if o.domain == "") == OPSET
+    assert report.details == f"ONNX opset {OPSET}"
     assert not {node.op_type for node in graph.graph.node} & {"BatchNormalization", "Gather", "Resize"}
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
 
@@ -170,17 +173,16 @@ def _not_finite(graph):
     weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
 
 
+def _write_wrong(write, plant, module, example, path, *settings):
+    write(module, example, path, *settings)
+    graph = onnx.load(str(path))
+    plant(graph.graph)
+    onnx.save(graph, str(path))
+
+
 @pytest.mark.parametrize("plant", [_softmax_axis, _sub_for_add, _no_such_operator, _not_finite])
 def test_a_wrong_file_is_refused(small, tmp_path, monkeypatch, plant):
-    right = onnx_format.write_onnx
-
-    def wrong(module, example, path):
-        right(module, example, path)
-        graph = onnx.load(str(path))
-        plant(graph.graph)
-        onnx.save(graph, str(path))
-
-    monkeypatch.setattr(onnx_format, "write_onnx", wrong)
+    monkeypatch.setattr(onnx_format, "write", partial(_write_wrong, onnx_format.write, plant))
     with pytest.raises(WorkError, match=r"^export refused: [^\n]+$"):
         export(small, tmp_path / "model.onnx", images(small))
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +191,7 @@ def test_a_wrong_file_is_refused(small, tmp_path, monkeypatch, plant):
 def test_a_refused_export_leaves_the_older_file(small, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_text("older")
-    monkeypatch.setattr(onnx_format, "run_onnx", lambda _: lambda x: np.full((1, 10), np.nan))
+    monkeypatch.setattr(onnx_format, "write", partial(_write_wrong, onnx_format.write, _not_finite))
     with pytest.raises(WorkError, match="not finite"):
         export(small, path, images(small))
     assert path.read_text() == "older"
@@ -240,4 +242,4 @@ def test_synchronised_and_frozen_norms_are_folded():
 def test_a_network_in_half_precision_is_folded_in_single(tmp_path):
     model = perturbed(SearchSpace.named("pocket28").sample(4), seed=1).eval().bfloat16()
     report = export(model, tmp_path / "model.onnx", images(model))
-    assert report.max_difference < 1e-4 * report.logits_std
+    assert report.verified.max_difference < 1e-4 * report.verified.logits_std

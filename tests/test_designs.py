@@ -20,10 +20,9 @@ from perturbed import perturb
 from pocketformer import create_model
 from pocketformer.architecture import NAMES, Architecture, Design
 from pocketformer.architecture.layers import sum_costs
-from pocketformer.deploy import export, fuse
-from pocketformer.deploy.onnx import run_onnx
+from pocketformer.deploy import export, format_of, fuse
 from pocketformer.devices.candidates import fused, write_chain
-from pocketformer.devices.runtimes import runtime
+from pocketformer.runtimes import runtime
 
 torch.set_num_threads(1)
 aten = torch.ops.aten
@@ -173,7 +172,7 @@ EXPORTED = {
 def test_exported_files_compute_the_same(architecture, tmp_path):
     model = perturb(create_model(architecture, 10))
     report = export(model, tmp_path / "model.onnx", smooth_images(model, 4))
-    assert report.max_difference <= 1e-3 * report.logits_std  # or it would have been refused
+    assert report.verified.max_difference <= 1e-3 * report.verified.logits_std  # or it would have been refused
 
 
 @pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0"])
@@ -182,8 +181,9 @@ def test_every_block_can_be_timed_on_its_own(name, tmp_path):
     networks = [Architecture.named(name).with_design(resolution=64, norm=norm) for norm in ("bn", "gn")]
     blocks = {(type(b), b.norm if b.kind == "head" else ""): b for n in networks for b in n.blocks(num_classes=7)}
     for block in blocks.values():
-        write_chain(runtime("onnxruntime"), [block], tmp_path / "chain.onnx")
-        found = run_onnx(tmp_path / "chain.onnx")(np.ones((1, block.inputs, *block.grid), np.float32))
+        write_chain(format_of("onnx"), [block], tmp_path / "chain.onnx")
+        session = runtime("onnxruntime").load(tmp_path / "chain.onnx")
+        found = session.run(np.ones((1, block.inputs, *block.grid), np.float32))
         wanted = (1, 7) if block.kind == "head" else (1, block.width, *block.out_grid)
         assert found.shape == wanted, block
 

@@ -14,12 +14,13 @@ from designed import spaces
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import Check, CheckedNetwork, Entry, LatencyTable, Reference, space_blocks
 from pocketformer.devices import profile as profiling
+from pocketformer.devices.bench import Bench
 from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.devices.fit import fit_entries
 from pocketformer.devices.measure import Measurement, interleave, paired_ratios, undisturbed
-from pocketformer.devices.runtimes import runtime
 from pocketformer.devices.whole import measure_whole
 from pocketformer.errors import UserError
+from pocketformer.runtimes import runtime
 
 TINY = {
     "name": "tiny",
@@ -257,13 +258,13 @@ def test_an_interrupted_profile_goes_on(profiled, space, tmp_path, monkeypatch):
     assert len(lines) >= 4
     journal = tmp_path / profiling.JOURNAL
     journal.write_text("".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # killed while writing
-    measured = []
+    measured, interleaved = [], Bench.interleave
 
-    def counting(runs, *args, **kwargs):
-        measured.append(set(runs))
-        return interleave(runs, *args, **kwargs)
+    def counting(bench, names, *args, **kwargs):
+        measured.append(set(names))
+        return interleaved(bench, names, *args, **kwargs)
 
-    monkeypatch.setattr(profiling, "interleave", counting)
+    monkeypatch.setattr(Bench, "interleave", counting)
     profiling.profile(space, "onnxruntime", 10, work=tmp_path, **QUICK)
     assert measured == [set(json.loads(lines[-1])["samples"])]
     again = profiling.profile(space, "onnxruntime", 10, work=tmp_path, **QUICK)
@@ -274,7 +275,7 @@ def test_an_interrupted_profile_goes_on(profiled, space, tmp_path, monkeypatch):
 def test_other_settings_start_anew(profiled, space, tmp_path, monkeypatch):
     lines = (profiled[1] / profiling.JOURNAL).read_text()
     (tmp_path / profiling.JOURNAL).write_text(lines)
-    monkeypatch.setattr(profiling, "interleave", lambda runs, *a, **k: {name: [1.0, 1.0] for name in runs})
+    monkeypatch.setattr(Bench, "interleave", lambda bench, names, *a, **k: {name: [1.0, 1.0] for name in names})
     profiling.profile(space, "onnxruntime", 10, work=tmp_path, **{**QUICK, "rounds": 2})
     text = (tmp_path / profiling.JOURNAL).read_text()
     assert text.splitlines()[0] != lines.splitlines()[0]

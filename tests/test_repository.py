@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/pocketformer"
 # From top to bottom; a room imports only rooms further down (and the three modules under all of them).
-ROOMS = ["cli", "pipelines", "report", "training", "search", "devices", "deploy", "supernet", "models", "architecture"]
+ROOMS = [
+    *("cli", "pipelines", "report", "training", "search"),
+    *("devices", "deploy", "runtimes", "supernet", "models", "architecture"),
+]
 GROUND = {"errors", "files", "progress", "runs"}
 
 

@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,23 +25,50 @@ def is_temporary(path: Path) -> bool:
 
 
 @contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is fsynced and renamed, else removed."""
+def whole(path: str | os.PathLike, companion: str | None = None) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is fsynced and renamed, else removed.
+
+    What is written there may be a folder. With `companion`, a suffix, a second file goes with it: the two share
+    their stems, and `path`, the one that people name, is never there with another's companion.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path)
         yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
+        if temporary.is_dir():
+            _flush(*(p for p in temporary.rglob("*") if p.is_file()))
+            if path.is_dir():  # a folder is not replaced in one step
+                shutil.rmtree(path)
+        else:
+            _flush(temporary)
+        if companion is not None:
+            _flush(temporary.with_suffix(companion))
+            path.unlink(missing_ok=True)
+            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
         os.replace(temporary, path)
     except OSError as error:
         if error.filename is None:  # of a full disk, the system does not say which file it was
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary, companion)
+
+
+def _flush(*paths: Path) -> None:
+    for path in paths:
+        with open(path, "rb") as f:
+            os.fsync(f.fileno())
+
+
+def remove(path: Path, companion: str | None = None) -> None:
+    """Removes a file or folder, and its companion, if they are there."""
+    for part in [path] if companion is None else [path, path.with_suffix(companion)]:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def _remove_unfinished(path: Path) -> None:
@@ -48,7 +76,7 @@ def _remove_unfinished(path: Path) -> None:
     for name in glob.glob(f".{glob.escape(path.name)}.*.tmp*", root_dir=path.parent):
         found = _TEMPORARY.fullmatch(name)
         if found and not _is_alive(int(found[1])):
-            (path.parent / name).unlink(missing_ok=True)
+            remove(path.parent / name)
 
 
 def _is_alive(process: int) -> bool:

@@ -23,7 +23,7 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             callback=options.check_runtime,
-            help="Run the exported file on this runtime (onnxruntime). [default: PyTorch]",
+            help="Run the exported file on this runtime, such as onnxruntime. [default: PyTorch]",
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -33,7 +33,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the test split.
 
-    In PyTorch, or through an exported file (exported/model.onnx of the folder, unless PATH is a file). The
+    In PyTorch, or through an exported file (of the folder's exported/, unless PATH is a file). The
     test split is val/ of the data; without val/, give the --seed of the training, so that the same tenth is
     set aside. A file of official or timm's weights gets images normalised as on ImageNet, and the data's classes
     in sorted order. Writes no files.
@@ -45,7 +45,7 @@ def evaluate(
       pocketformer evaluate --checkpoint s0.pth --architecture efficientformerv2_s0 --data imagenet
     """
     from pocketformer.cli.summary import percent
-    from pocketformer.pipelines.trainings import evaluate_checkpoint
+    from pocketformer.pipelines.evaluations import evaluate_checkpoint
 
     found = evaluate_checkpoint(checkpoint, architecture, data, runtime, seed, bad_images, workers)
     if json:

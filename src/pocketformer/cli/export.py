@@ -44,8 +44,9 @@ def export(
     if json:
         options.print_json(report.to_dict())
         return
-    print(f"{out}: {report.bytes / 1e6:.2f} MB, ONNX opset {report.opset}")
+    print(f"{out}: {report.bytes / 1e6:.2f} MB, {report.details}, {report.precision}")
+    found = report.verified
     print(
-        f"verified on {report.images} images: logits differ from PyTorch's by at most {report.max_difference:.1e} "
-        f"(their standard deviation is {report.logits_std:.2f})"
+        f"verified on {found.images} images: logits differ from PyTorch's by at most {found.max_difference:.1e} "
+        f"(their standard deviation is {found.logits_std:.2f})"
     )

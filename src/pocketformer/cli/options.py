@@ -31,7 +31,7 @@ def one_of(known: Callable[[], Iterable[str]]) -> Callable[[str | None], str | N
 
 
 def _runtimes() -> tuple[str, ...]:
-    from pocketformer.devices.runtimes import RUNTIMES
+    from pocketformer.runtimes import RUNTIMES
 
     return RUNTIMES
 
@@ -61,7 +61,12 @@ Space = Annotated[
 ]
 Runtime = Annotated[
     str,
-    typer.Option(metavar="NAME", callback=check_runtime, help="The runtime to measure on and deploy to: onnxruntime."),
+    typer.Option(
+        metavar="NAME",
+        callback=check_runtime,
+        help="The runtime to measure on and deploy to: onnxruntime, openvino, executorch, litert, torch, "
+        "torch-compile, aotinductor or tensorrt. Some need an extra, such as pocketformer[openvino].",
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(metavar="N", min=0, help="Seed of splits, order, augmentation, subnets and weights.")

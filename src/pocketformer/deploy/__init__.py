@@ -1,18 +1,20 @@
 """From a trained network to a file that a device runs: fusing, exporting, verifying."""
 
 from pocketformer.deploy import efficientformer, efficientformerv2  # noqa: F401  (they register their blocks)
-from pocketformer.deploy.exporter import FORMATS, ExportReport, export
+from pocketformer.deploy.exporter import ExportReport, export
+from pocketformer.deploy.formats import FORMATS, SUFFIXES, format_by_name, format_for, format_of
 from pocketformer.deploy.fuse import FusedHead, FusedNetwork, fuse, fuse_block
-from pocketformer.deploy.onnx import OPSET, write_onnx
 
 __all__ = [
     "FORMATS",
-    "OPSET",
+    "SUFFIXES",
     "ExportReport",
     "FusedHead",
     "FusedNetwork",
     "export",
+    "format_by_name",
+    "format_for",
+    "format_of",
     "fuse",
     "fuse_block",
-    "write_onnx",
 ]

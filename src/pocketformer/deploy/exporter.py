@@ -6,30 +6,36 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import nn
 
 from pocketformer import files
-from pocketformer.deploy import onnx as onnx_format
+from pocketformer.deploy.formats import format_of
 from pocketformer.deploy.fuse import fuse
-from pocketformer.deploy.verify import check_images, verify
+from pocketformer.deploy.verify import Verification, check_images, fit_images, verify
 from pocketformer.errors import UserError, WorkError
+from pocketformer.runtimes.sessions import Sessions
+from pocketformer.runtimes.worker import Worker
 
-FORMATS = ("onnx",)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how well it agrees with PyTorch; differences are in units of the logits."""
+    """What was written and how well it agrees with PyTorch; differences are in units of the logits.
+
+    `verified` is None where no runtime here can run the format.
+    """
 
     path: str
     format: str
-    opset: int
-    images: int
-    max_difference: float
-    logits_std: float
+    details: str
+    precision: str
+    dynamic_batch: bool
+    verified: Verification | None
     bytes: int
     seconds: float
 
@@ -37,43 +43,73 @@ class ExportReport:
         return asdict(self)
 
 
-def export(model: nn.Module, path: str | os.PathLike, images: torch.Tensor, format: str = "onnx") -> ExportReport:
-    """Writes the deployed graph of `model` for single images, float32, to `path`.
+def export(
+    model: nn.Module,
+    path: str | os.PathLike,
+    images: torch.Tensor,
+    format: str = "onnx",
+    *,
+    precision: str = "float32",
+    calibration: torch.Tensor | None = None,
+    dynamic_batch: bool = False,
+) -> ExportReport:
+    """Writes the deployed graph of `model` to `path`: for single images, or with `dynamic_batch` any number.
 
     `images`: (N, in_chans, H, W), normalised as in training; the first 32 are run through the file on its own
     runtime and compared with `model` in evaluation mode. The file appears under its name only if all logits
-    agree within 1e-3 of their standard deviation; else `WorkError`, and `path` is untouched. A path
-    that cannot be written is a `UserError`. `model` is left as it was.
+    agree within 1e-3 of their standard deviation (in a lower `precision`, within its rounding:
+    `verify.ROUNDING`); else `WorkError`, and `path` is untouched. int8 is calibrated on the images `calibration`.
+    A path that cannot be written is a `UserError`. `model` is left as it was. The file is run in a process of
+    its own: a crash there is a `WorkError` as well.
     """
-    if format not in FORMATS:
-        raise UserError(f"no export format {format!r}; known: {', '.join(FORMATS)}")
+    chosen = format_of(format)
+    if precision not in chosen.PRECISIONS:
+        raise UserError(f"format {format} has no precision {precision!r}; it has {', '.join(chosen.PRECISIONS)}")
+    if (precision == "int8") != (calibration is not None):
+        raise UserError("calibration images belong to int8, and int8 needs them")
     start = time.perf_counter()
     fused = fuse(copy.deepcopy(model).float().cpu())  # folding in a lower precision would lose some of it
     images = check_images(model, images)
+    if calibration is not None:
+        calibration = fit_images(model, calibration, "calibration")
     try:
-        with files.whole(path) as temporary:
+        with files.whole(path, chosen.COMPANION) as temporary, Worker() as worker:
             temporary.touch()  # a folder that cannot be written shows before the work is done
-            onnx_format.write_onnx(fused, images[:1], temporary)
-            onnx_format.check_onnx(temporary)
-            found = verify(model, _runner(temporary), images)
-            size = temporary.stat().st_size
+            temporary.unlink()  # some formats are folders
+            chosen.write(fused, images[:1], temporary, precision, calibration, dynamic_batch)
+            found = _verify(worker, chosen, model, temporary, images, precision, dynamic_batch)
+            details, size = chosen.describe(temporary), _bytes(temporary, chosen.COMPANION)
     except OSError as error:
         kind = WorkError if error.errno in _DISK else UserError
         raise kind(f"cannot write {path}: {error.strerror or error}") from None
-    return ExportReport(
-        path=str(Path(path)),
-        format=format,
-        opset=onnx_format.OPSET,
-        images=found.images,
-        max_difference=found.max_difference,
-        logits_std=found.logits_std,
-        bytes=size,
-        seconds=time.perf_counter() - start,
-    )
+    seconds = time.perf_counter() - start
+    return ExportReport(str(Path(path)), format, details, precision, dynamic_batch, found, size, seconds)
 
 
-def _runner(path: Path):
-    try:
-        return onnx_format.run_onnx(path)
-    except UserError as error:  # here the file is ours, not the user's
-        raise WorkError(f"export refused: {error}") from None
+def _verify(
+    worker: Worker,
+    chosen: ModuleType,
+    model: nn.Module,
+    path: Path,
+    images: torch.Tensor,
+    precision: str,
+    dynamic_batch: bool,
+) -> Verification | None:
+    if chosen.RUNTIME is None:
+        return None
+
+    def run(x: np.ndarray) -> np.ndarray:
+        sessions = Sessions(chosen.RUNTIME, worker=worker)
+        try:
+            sessions.load("the file", path)
+            return sessions.run("the file", x, (1, 3) if dynamic_batch else (1,))
+        except (UserError, WorkError) as error:  # a file that cannot be loaded is ours here, not the user's
+            raise WorkError(f"export refused: {error}") from None
+
+    return verify(model, run, images, precision)
+
+
+def _bytes(path: Path, companion: str | None) -> int:
+    parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    parts += [path.with_suffix(companion)] if companion else []
+    return sum(part.stat().st_size for part in parts)

@@ -17,11 +17,11 @@ from pocketformer.models import create_model, layers
 from pocketformer.models.stage import build_block
 
 
-def write_chain(runtime: ModuleType, blocks: Sequence[BlockValue], path: Path, batch: int = 1) -> None:
-    """A row of fused blocks, each with weights of its own, in the runtime's format."""
+def write_chain(format: ModuleType, blocks: Sequence[BlockValue], path: Path, batch: int = 1) -> None:
+    """A row of fused blocks, each with weights of its own, in that format."""
     first = blocks[0]
     chain = nn.Sequential(*map(fused, blocks)).eval()
-    runtime.write(chain, torch.randn(batch, first.inputs, *first.grid), path)
+    format.write_quick(chain, torch.randn(batch, first.inputs, *first.grid), path)
 
 
 def fused(block: BlockValue) -> nn.Module:
@@ -33,21 +33,21 @@ def fused(block: BlockValue) -> nn.Module:
 
 
 def write_network(
-    runtime: ModuleType,
+    format: ModuleType,
     architecture: Architecture,
     num_classes: int,
     resolution: Grid,
     path: Path,
     batch: int = 1,
 ) -> None:
-    """The deployed graph of an untrained network in the runtime's format."""
+    """The deployed graph of an untrained network in that format."""
     model = create_model(architecture, num_classes, resolution, distilled=False, layer_scale=1.0)
-    runtime.write(fuse(model), torch.randn(batch, 3, *resolution), path)
+    format.write_quick(fuse(model), torch.randn(batch, 3, *resolution), path)
 
 
-def write_unit(runtime: ModuleType, num_classes: int, resolution: Grid, path: Path, batch: int = 1) -> None:
+def write_unit(format: ModuleType, num_classes: int, resolution: Grid, path: Path, batch: int = 1) -> None:
     """MobileNetV2 x1.0, the unit of latency (contract 6.8), exported the same way."""
     import timm
 
     model = timm.create_model("mobilenetv2_100", num_classes=num_classes).eval()
-    runtime.write(model, torch.randn(batch, 3, *resolution), path)
+    format.write_quick(model, torch.randn(batch, 3, *resolution), path)

@@ -17,19 +17,20 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 
 from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.deploy import SUFFIXES, format_for
+from pocketformer.devices.bench import Bench
 from pocketformer.devices.candidates import write_chain, write_network, write_unit
 from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.devices.fit import fit_entries
 from pocketformer.devices.host import host, packages
-from pocketformer.devices.measure import interleave, interquartile_range, paired_ratios, undisturbed
-from pocketformer.devices.runtimes import Session, runtime
+from pocketformer.devices.measure import interquartile_range, paired_ratios, undisturbed
 from pocketformer.devices.table import Check, CheckedNetwork, Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError
 from pocketformer.files import Lines
+from pocketformer.runtimes import check_device, runtime
 
 JOURNAL = "profile.jsonl"
 _METHOD = 2  # raised when measurements of an older journal must not be used any more
@@ -46,6 +47,7 @@ def profile(
     num_classes: int,
     *,
     threads: int = 1,
+    device: str = "cpu",
     batch: int = 1,
     rounds: int = 50,
     networks: int = 24,
@@ -64,12 +66,13 @@ def profile(
     """
     if min(threads, batch, num_classes, networks) < 1 or rounds < 2 or checks < 0:
         raise UserError("threads, batch, classes and networks must be at least 1, rounds 2, checks 0")
-    module = runtime(runtime_name)
+    check_device(runtime(runtime_name), device)
+    format = format_for(runtime_name)
     chains = space_chains(space, num_classes)
     members = _members(space, networks, checks, seed)
-    write = partial(write_network, module, num_classes=num_classes, resolution=space.resolution, batch=batch)
-    writers: dict[str, Writer] = {c.name: partial(write_chain, module, c.blocks, batch=batch) for c in chains}
-    writers[_UNIT] = partial(write_unit, module, num_classes, space.resolution, batch=batch)
+    write = partial(write_network, format, num_classes=num_classes, resolution=space.resolution, batch=batch)
+    writers: dict[str, Writer] = {c.name: partial(write_chain, format, c.blocks, batch=batch) for c in chains}
+    writers[_UNIT] = partial(write_unit, format, num_classes, space.resolution, batch=batch)
     for name in random.Random(seed).sample(list(members), len(members)):  # each group holds some of each sort
         writers[name] = partial(_write_member, write, members[name])
 
@@ -84,12 +87,14 @@ def profile(
         "checks": checks,
         "seed": seed,
         **host(),
-        **module.fingerprint(),
+        **runtime(runtime_name).fingerprint(device),
+        "on": device,
         "packages": packages(),
     }
     reference = partial(_write_member, write, space.largest)
-    bench = _Bench(module, threads, rounds, seed, reference, Path(work), settings)
-    rounds_of, times, reference_ms = bench.measure(writers, progress)
+    with Bench(runtime_name, threads, device) as bench:
+        groups = _Groups(bench, format, rounds, seed, reference, Path(work), settings)
+        rounds_of, times, reference_ms = groups.measure(writers, progress)
 
     costs, constant = block_costs(chains, times)
     blocks = space_blocks(space, num_classes)
@@ -129,7 +134,7 @@ def profile(
 
 def write_reference(space: SearchSpace, runtime_name: str, num_classes: int, path: Path, batch: int = 1) -> None:
     """Writes the reference network of a table of `space`, for timing other files beside it."""
-    write_network(runtime(runtime_name), space.largest, num_classes, space.resolution, path, batch)
+    write_network(format_for(runtime_name), space.largest, num_classes, space.resolution, path, batch)
 
 
 def _members(space: SearchSpace, networks: int, checks: int, seed: int) -> dict[str, Architecture]:
@@ -148,23 +153,23 @@ def _write_member(write: Callable, member: Architecture, path: Path) -> None:
     write(member, path=path)
 
 
-class _Bench:
+class _Groups:
     """Measures candidates in groups, and remembers finished groups in the journal."""
 
     def __init__(
         self,
-        module: ModuleType,
-        threads: int,
+        bench: Bench,
+        format: ModuleType,
         rounds: int,
         seed: int,
         reference: Writer,
         work: Path,
         settings: dict,
     ):
-        self.module, self.threads, self.rounds, self.seed = module, threads, rounds, seed
+        self.bench, self.format, self.rounds, self.seed = bench, format, rounds, seed
         self.reference, self.work = reference, work
         self.settings = json.loads(json.dumps(settings))
-        self.session: Session | None = None
+        self.has_reference = False
 
     def measure(
         self, writers: Mapping[str, Writer], progress: Progress | None
@@ -203,27 +208,20 @@ class _Bench:
 
     def _group(self, writers: Mapping[str, Writer], models: Path, index: int) -> dict[str, list[float]]:
         models.mkdir(parents=True, exist_ok=True)
-        sessions = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for name, write in writers.items():
-                sessions[name] = self._load(write, models)
-            # One for all groups: where its memory lies makes a session some per cent faster or slower.
-            self.session = self.session or self._load(self.reference, models)
-        sessions[_REFERENCE] = self.session
-        runs = {name: runner(session) for name, session in sessions.items()}
-        samples = interleave(runs, self.rounds, seed=self.seed + index)
+                self._load(name, write, models)
+            if not self.has_reference:
+                # One for all groups: where its memory lies makes a session some per cent faster or slower.
+                self._load(_REFERENCE, self.reference, models)
+                self.has_reference = True
+        samples = self.bench.interleave([*writers, _REFERENCE], self.rounds, seed=self.seed + index)
+        self.bench.drop(list(writers))
         return {name: [round(ms, 6) for ms in times] for name, times in samples.items()}
 
-    def _load(self, write: Writer, models: Path) -> Session:
-        path = models / f"candidate{self.module.SUFFIX}"
+    def _load(self, name: str, write: Writer, models: Path) -> None:
+        path = models / f"candidate{SUFFIXES[self.format.NAME]}"
         write(path)
-        session = self.module.load(path, self.threads)
+        self.bench.load(name, path)
         path.unlink()
-        return session
-
-
-def runner(session: Session) -> Callable[[], object]:
-    """A call of a session on a fixed random input."""
-    x = np.random.default_rng(0).standard_normal(session.shape, dtype=np.float32)
-    return lambda: session.run(x)

@@ -5,13 +5,12 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pocketformer.devices.measure import Measurement, interleave, paired_ratios, undisturbed
-from pocketformer.devices.profile import runner
-from pocketformer.devices.runtimes import runtime
+from pocketformer.devices.bench import Bench
+from pocketformer.devices.measure import Measurement, paired_ratios, undisturbed
 from pocketformer.devices.table import LatencyTable
 from pocketformer.errors import UserError
 
-_REFERENCE = object()  # a key that no caller's name can equal
+_REFERENCE = "\0reference"  # what no caller calls a network
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,13 @@ def measure_whole(
     measured_with = table.fingerprint.get("runtime", runtime_name)
     if measured_with != runtime_name:
         raise UserError(f"the latency table was measured with {measured_with}, not with {runtime_name}")
-    module, threads = runtime(runtime_name), table.fingerprint.get("threads", 1)
     # Of equal files the one loaded last is 2 to 5 % faster: a random place for each, the reference among them.
     order = [*paths, _REFERENCE]
     random.Random(seed).shuffle(order)
-    runs = {name: runner(module.load(paths.get(name, reference), threads)) for name in order}
-    samples = interleave(runs, rounds, calls, progress, seed)
+    with Bench(runtime_name, table.fingerprint.get("threads", 1), table.fingerprint.get("on", "cpu")) as bench:
+        for name in order:
+            bench.load(name, paths.get(name, reference))
+        samples = bench.interleave(order, rounds, calls, progress, seed)
     result = {}
     for name in paths:
         ratios = Measurement.of(paired_ratios(samples[name], samples[_REFERENCE]))

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from pocketformer.architecture import NAMES
+from pocketformer.deploy import SUFFIXES, format_by_name, format_for
+from pocketformer.devices.bench import Bench
 from pocketformer.devices.candidates import write_network, write_unit
-from pocketformer.devices.measure import Measurement, interleave, paired_ratios
-from pocketformer.devices.profile import runner
-from pocketformer.devices.runtimes import runtime
+from pocketformer.devices.measure import Measurement, paired_ratios
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import stage
 
@@ -20,29 +20,14 @@ def benchmark(models: list[str], runtime_name: str, threads: int, batch: int, ro
 
     Exported files are timed as they are; architectures with 1000 classes at their own resolution, fused.
     """
-    module = runtime(runtime_name)
-    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder, stage("export", len(models)) as progress:
-        sessions, units = {}, {}
-        for i, name in enumerate(models):
-            path = Path(name)
-            if path.suffix != module.SUFFIX:
-                described = load_architecture(name)
-                path = Path(folder) / f"{i}{module.SUFFIX}"
-                write_network(module, described, _CLASSES, described.design.resolution, path, batch)
-            sessions[name] = module.load(path, threads)
-            size = tuple(sessions[name].shape[2:])
-            if size not in units:
-                unit = Path(folder) / f"unit{i}{module.SUFFIX}"
-                write_unit(module, _CLASSES, size, unit, batch)
-                units[size] = f"mobilenetv2_100 at {size[0]}x{size[1]} px"
-                sessions[units[size]] = module.load(unit, threads)
-            progress.advance()
-    runs = {name: runner(session) for name, session in sessions.items()}
-    with stage("time", rounds) as progress:
-        samples = interleave(runs, rounds, progress=lambda done, total: progress.update(done))
+    with Bench(runtime_name, threads) as bench:
+        shapes, units = _load(bench, models, runtime_name, batch)
+        names = [*shapes, *units.values()]
+        with stage("time", rounds) as progress:
+            samples = bench.interleave(names, rounds, progress=lambda done, total: progress.update(done))
     rows = []
-    for name, session in sessions.items():
-        own, base = samples[name], samples[units[tuple(session.shape[2:])]]
+    for name in names:
+        own, base = samples[name], samples[units[shapes[name][2:]] if name in shapes else name]
         ratios, ms = paired_ratios(own, base), Measurement.of(own)
         rows.append(
             {
@@ -55,6 +40,30 @@ def benchmark(models: list[str], runtime_name: str, threads: int, batch: int, ro
             }
         )
     return rows
+
+
+def _load(
+    bench: Bench, models: list[str], runtime_name: str, batch: int
+) -> tuple[dict[str, tuple[int, ...]], dict[tuple[int, ...], str]]:
+    """Input shapes by name, and the name of MobileNetV2 by input size."""
+    format = format_for(runtime_name)
+    shapes, units = {}, {}
+    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder, stage("export", len(models)) as progress:
+        for i, name in enumerate(models):
+            path = Path(name)
+            if format_by_name(path) != format.NAME:
+                described = load_architecture(name)
+                path = Path(folder) / f"{i}{SUFFIXES[format.NAME]}"
+                write_network(format, described, _CLASSES, described.design.resolution, path, batch)
+            shapes[name] = bench.load(name, path)
+            size = shapes[name][2:]
+            if size not in units:
+                unit = Path(folder) / f"unit{i}{SUFFIXES[format.NAME]}"
+                write_unit(format, _CLASSES, size, unit, batch)
+                units[size] = f"mobilenetv2_100 at {size[0]}x{size[1]} px"
+                bench.load(units[size], unit)
+            progress.advance()
+    return shapes, units
 
 
 def median_interval(samples: list[float]) -> tuple[float, float]:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.architecture import Architecture, Selection
-from pocketformer.deploy import export
+from pocketformer.deploy import SUFFIXES, export, format_for
 from pocketformer.devices import LatencyTable
-from pocketformer.devices.runtimes import runtime
 from pocketformer.errors import WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines import results
@@ -29,6 +28,7 @@ from pocketformer.pipelines.shipping import Candidate, Measured, search_and_meas
 from pocketformer.pipelines.supernets import train_supernet
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, check_folder
+from pocketformer.runtimes import runtime
 from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
@@ -185,17 +185,21 @@ def _ship(
             return candidate, exported, trajectory
         say(f"the file of step {candidate.point.step} is over budget when timed again: the search goes on")
         measured.replace(candidate.architecture, exported["latency"])
-    (chain.path / "exported" / "model.onnx").unlink(missing_ok=True)
+    files.remove(_target(chain), format_for(chain.settings.runtime).COMPANION)
     raise WorkError(f"{_ATTEMPTS} exported files in turn were over budget when timed again: is the device busy?")
 
 
+def _target(chain: Chain) -> Path:
+    return chain.path / "exported" / f"model{SUFFIXES[format_for(chain.settings.runtime).NAME]}"
+
+
 def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -> dict:
-    """Exports a trained network to `exported/model.onnx` and times the file, unless that is done."""
-    settings, target = chain.settings, chain.path / "exported" / "model.onnx"
+    """Exports a trained network to `exported/` and times the file, unless that is done."""
+    settings, target = chain.settings, _target(chain)
     if not (folder / "export.json").exists():
         images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
         with stage("export, verify and time the file"):
-            report = export(model, target, images)
+            report = export(model, target, images, format_for(settings.runtime).NAME)
             networks = {"file": target}
             found = time_networks(networks, settings.space, table, settings.runtime, settings.profile)
         files.write_json(folder / "export.json", {"report": report.to_dict(), "latency": found["file"]})

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.deploy import SUFFIXES, format_for
 from pocketformer.devices import LatencyTable
 from pocketformer.devices.candidates import write_network
 from pocketformer.devices.profile import JOURNAL, profile, write_reference
-from pocketformer.devices.runtimes import runtime
 from pocketformer.devices.whole import WholeMeasurement, measure_whole
 from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import ProfileSettings
@@ -90,15 +90,15 @@ def time_networks(
     {name: {"latency": ms with the device's drift since the table taken out, "raw": ms as the clock showed,
     "spread": ms, "rounds"}}.
     """
-    module = runtime(runtime_name)
+    format = format_for(runtime_name)
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
-        reference = Path(folder) / f"reference{module.SUFFIX}"
+        reference = Path(folder) / f"reference{SUFFIXES[format.NAME]}"
         write_reference(space, runtime_name, table.num_classes, reference, settings.batch)
         paths = {}
         for i, (name, network) in enumerate(networks.items()):
             if isinstance(network, Architecture):
-                paths[name] = Path(folder) / f"{i}{module.SUFFIX}"
-                write_network(module, network, table.num_classes, table.resolution, paths[name], settings.batch)
+                paths[name] = Path(folder) / f"{i}{SUFFIXES[format.NAME]}"
+                write_network(format, network, table.num_classes, table.resolution, paths[name], settings.batch)
             else:
                 paths[name] = network
             if progress:

@@ -1,6 +1,7 @@
 """`results.json`: everything that came out of a `design` run, as plain data for the page and the last lines."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pocketformer import files
 from pocketformer.architecture import Selection
@@ -83,7 +84,7 @@ def collect(
             "parameters": architecture.parameters(len(data.classes), chain.distilled),
             "macs": architecture.macs(num_classes=len(data.classes), distilled=False),
             "peak_memory": architecture.peak_memory(num_classes=len(data.classes)),
-            "file": "exported/model.onnx",
+            "file": f"exported/{Path(report['path']).name}",
             "file_bytes": report["bytes"],
             "latency": {
                 "predicted": table.latency(architecture),
@@ -94,7 +95,7 @@ def collect(
             },
             "usage": usage,
             "mes": goal.mes(final_costs),
-            "export": {key: report[key] for key in ("max_difference", "logits_std", "opset", "images")},
+            "export": {"details": report["details"], **report["verified"]},
             "training": {
                 "epochs": settings.final.epochs,
                 "init": "scratch" if settings.from_scratch else "supernet",

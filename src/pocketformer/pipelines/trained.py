@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pocketformer.architecture import Architecture
 from pocketformer.architecture.design import Grid
+from pocketformer.deploy import format_by_name
 from pocketformer.errors import UserError
 from pocketformer.models import Network, weights
 from pocketformer.training import checkpoint
@@ -26,7 +27,7 @@ def is_weights_alone(path: Path) -> bool:
     if path.name == "model.safetensors":
         described = all(path.with_name(name).is_file() for name in ("architecture.json", "config.json"))
         return path.is_file() and not described and not weights.is_supernet(path.parent)
-    return path.is_file() and path.suffix != ".onnx"
+    return path.is_file() and format_by_name(path) is None
 
 
 def load_trained(path: Path, architecture: str | None) -> tuple[Network, dict]:

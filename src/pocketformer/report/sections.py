@@ -167,7 +167,7 @@ def checks(record: Record) -> str:
         worst, spread = (f"{n:.3g}" if is_number(n) else "not known" for n in numbers)
         text = (
             f"largest difference of a logit to PyTorch {worst} on {count(export.get('images'))} images "
-            f"(the logits' standard deviation: {spread}); opset {plain(export.get('opset'))}"
+            f"(the logits' standard deviation: {spread}); {plain(export.get('details'))}"
         )
         rows.append(("Exported file", safe(text)))
     return facts(rows)

@@ -1,0 +1,47 @@
+"""The file formats that a network is exported to, one module each.
+
+A format's module has `NAME`; `COMPANION`, the suffix of a second file or None; `RUNTIME`, the runtime
+that runs it here, or None; `PRECISIONS`; `write_quick(module, example, path)`, which writes a fused module for
+inputs of exactly the example's shape, as latency tables time it; `write(module, example, path, precision,
+calibration, dynamic_batch)`, for shipping; and `describe(path)`, what to say of a file. Both writers take
+`module` in evaluation mode, leave it as it is, and raise `WorkError` for what the converter rejects.
+"""
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+from pocketformer.errors import UserError
+from pocketformer.runtimes import import_part, runtime
+
+# Names, and how the names of their files end.
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "coreml": ".mlpackage",
+    "tensorrt": ".engine",
+    "torch": ".pt2",
+    "aotinductor": ".aoti.pt2",
+}
+FORMATS = tuple(SUFFIXES)
+
+
+def format_of(name: str) -> ModuleType:
+    """The module of a format. Raises `UserError` if it is unknown or its converter is not installed."""
+    if name not in FORMATS:
+        raise UserError(f"no export format {name!r}; known: {', '.join(FORMATS)}")
+    return import_part(f"{__name__}.{name}", f"format {name}")
+
+
+def format_for(runtime_name: str) -> ModuleType:
+    """The module of the format that a runtime runs."""
+    return format_of(runtime(runtime_name).FORMAT)
+
+
+def format_by_name(path: str | os.PathLike) -> str | None:
+    """The format that a file's name tells, or None."""
+    name = Path(path).name
+    fitting = [format for format, suffix in SUFFIXES.items() if name.endswith(suffix)]
+    return max(fitting, key=lambda format: len(SUFFIXES[format]), default=None)

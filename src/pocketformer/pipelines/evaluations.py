@@ -1,0 +1,90 @@
+"""`evaluate` on its own: accuracy on the test split, in PyTorch or through an exported file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pocketformer.deploy import SUFFIXES, format_by_name, format_of
+from pocketformer.errors import UserError
+from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.networks import as_test_result, test_result
+from pocketformer.pipelines.trained import is_weights_alone, load_trained
+from pocketformer.progress import say
+from pocketformer.runs import read_config
+from pocketformer.runtimes import runtime
+from pocketformer.runtimes.sessions import Sessions
+from pocketformer.training.batches import normalisation_of
+from pocketformer.training.data import Data
+from pocketformer.training.evaluation import evaluate
+
+
+def evaluate_checkpoint(
+    path: str,
+    architecture: str | None,
+    source: str,
+    runtime_name: str | None,
+    seed: int,
+    bad_images: str,
+    workers: int,
+) -> dict:
+    """Accuracy on the test split of a trained folder, in PyTorch, or of an exported file on its runtime."""
+    target = Path(path)
+    format = format_by_name(target)
+    if format is not None and runtime_name is None:
+        runtime_name = format_of(format).RUNTIME
+        if runtime_name is None:
+            raise UserError(f"{path}: no runtime here can run {format} files")
+    folder = target.parent if format is not None or target.suffix == ".safetensors" else target
+    if folder.name == "exported":
+        folder = folder.parent
+    if format is not None and not (folder / "config.json").is_file():
+        raise UserError(f"{path} is in no trained folder: its classes and image size (config.json) are not known")
+    alone = is_weights_alone(target)
+    if alone and runtime_name is not None:
+        raise UserError(f"{path} holds weights alone: `export` it, and give the folder of a training here")
+    model, config = load_trained(target if alone else folder, architecture)
+    file = None if runtime_name is None else _exported(target, folder, format, runtime_name)
+    size = tuple(config["data"].get("stored_size", model.resolution))
+    data = open_images(source, size, seed, bad_images, workers)
+    if alone:
+        if len(data.classes) != model.num_classes:
+            raise UserError(f"{path} knows {model.num_classes} classes, but the data has {len(data.classes)}")
+        say(f"note: {path} names no classes; the data's are taken in sorted order")
+    elif list(data.classes) != config["classes"]:
+        raise UserError(
+            f"{path} knows the classes {_named(config['classes'])}, but the data has {_named(data.classes)}"
+        )
+    _warn_of_trained_images(folder, data)
+    if file is None:
+        return {**test_result(model, data)[1], "runtime": "torch"}
+    with Sessions(runtime_name) as sessions:
+        sessions.load(str(file), file)
+        forward = lambda x: torch.from_numpy(sessions.run(str(file), x.numpy()))  # noqa: E731
+        outcome = evaluate(forward, data.test, model.resolution, 64, normalisation_of(model))
+    return {**as_test_result(outcome), "runtime": runtime_name}
+
+
+def _exported(target: Path, folder: Path, format: str | None, runtime_name: str) -> Path:
+    """The file to run: the one named, or the folder's own in the runtime's format."""
+    wanted = runtime(runtime_name).FORMAT
+    if format not in (None, wanted):
+        raise UserError(f"{target} is a file of format {format}, but {runtime_name} runs {wanted}")
+    file = target if format is not None else folder / "exported" / f"model{SUFFIXES[wanted]}"
+    if not file.exists():
+        raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
+    return file
+
+
+def _named(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:4]) + (f", … ({len(classes)} in all)" if len(classes) > 4 else "")
+
+
+def _warn_of_trained_images(folder: Path, data: Data) -> None:
+    """The same images split otherwise: some that are tested on were trained on."""
+    if not (folder / "config.yaml").is_file():
+        return
+    facts = read_config(folder)["facts"]
+    same = facts.get("data_fingerprint") == data.fingerprint
+    if same and facts.get("split_fingerprint") != data.split_fingerprint:
+        say("warning: this network was trained with another --seed, on some of the images it is tested on here")
