@@ -1,4 +1,4 @@
-"""What the papers print of networks on ImageNet-1K: size, cost, accuracy, latency (V2 Table 2, carried as data)."""
+"""What papers print of networks on ImageNet-1K: V2's Table 2, and which networks of timm are its peers, as data."""
 
 import csv
 import os
@@ -8,7 +8,10 @@ from typing import Any
 
 from pocketformer.architecture.published import NAMES
 
-_FILE = os.path.join(os.path.dirname(__file__), "imagenet_models.csv")
+_FOLDER = os.path.dirname(__file__)
+DEVICES = ("pixel6", "iphone12", "a100")
+UNIT = "MobileNetV2x1.0"  # the row whose latency is the unit (contract 6.8)
+LARGEST = "Supernet"  # the row of the search space's largest member
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,64 @@ class Result:
         name = self.name.lower().replace("-", "_")
         return name if name in NAMES else None
 
+    def ratio(self, device: str, unit: "Result") -> float | None:
+        """The printed latency on one of `DEVICES` over that of the row `unit`."""
+        own, base = getattr(self, device), getattr(unit, device)
+        return own / base if own and base else None
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "epochs": list(self.epochs), "top1": list(self.top1)}
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A network of timm that V2's Table 2 lists, or that is newer: then `result` is None, and top-1 is `source`'s.
+
+    `resolution` is the input size in px that the printed cost and accuracy belong to; MobileViT-XS is at the 224 px
+    of the table's 0.7 GMACs. The table's row "FBNet-V3" has size, cost and accuracy of FBNet-C, which stands for it;
+    its DeiTs are the distilled ones. Those without a network here (EdgeViT, PVT v1, CSwin, …) are not in timm.
+    """
+
+    name: str
+    timm: str
+    resolution: int
+    kind: str
+    top1: tuple[float, ...]
+    source: str
+    result: Result | None
+
+
 def published_results() -> tuple[Result, ...]:
-    """All rows: ours and their peers, in the table's order."""
-    with open(_FILE, encoding="utf-8", newline="") as file:
-        return tuple(_result(row) for row in csv.DictReader(file))
+    """All rows of V2's Table 2: ours and their peers, in the table's order."""
+    return tuple(map(_result, _rows("imagenet_models.csv")))
+
+
+def peers() -> tuple[Peer, ...]:
+    """The table's rows that timm has, in the table's order, and newer networks by year."""
+    results, found = {result.name: result for result in published_results()}, []
+    for row in _rows("peers.csv"):
+        result = results.get(row["name"])
+        kind, top1, source = (
+            (result.kind, result.top1, "arXiv 2212.08059")
+            if result
+            else (row["type"], _each(row["top1"], float), row["source"])
+        )
+        found.append(Peer(row["name"], row["timm"], int(row["resolution"]), kind, top1, source, result))
+    return tuple(found)
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with open(os.path.join(_FOLDER, name), encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _each(text: str, kind: Callable) -> tuple:
+    return tuple(map(kind, filter(None, text.split("/"))))
 
 
 def _result(row: dict[str, str]) -> Result:
     def number(column: str) -> float | None:
         return float(row[column]) if row[column] else None
-
-    def each(column: str, kind: Callable) -> tuple:
-        return tuple(map(kind, filter(None, row[column].split("/"))))
 
     return Result(
         name=row["model"],
@@ -62,6 +107,6 @@ def _result(row: dict[str, str]) -> Result:
         pixel6=number("latency_ms_pixel6_cpu_xnnpack_relu"),
         a100=number("latency_ms_a100_tensorrt_batch64"),
         mes=number("mes"),
-        epochs=each("epochs", int),
-        top1=each("top1", float),
+        epochs=_each(row["epochs"], int),
+        top1=_each(row["top1"], float),
     )

@@ -1,48 +1,111 @@
-"""`benchmark`: latency of networks side by side on this device."""
+"""`benchmark`: latency of networks side by side on this device, and of the operators that they are made of."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketformer.cli import options
+from pocketformer.errors import UserError
+
+_ENDINGS = (".svg", ".html")
+
+
+def _check_plot(value: Path | None) -> Path | None:
+    if value is not None and value.suffix not in _ENDINGS:
+        raise typer.BadParameter(f"{str(value)!r} must end in {' or '.join(_ENDINGS)}")
+    return value
 
 
 def benchmark(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="MODEL",
-            help="Published names, architecture.json files, folders with one, exported files.",
+            metavar="[MODEL]...",
+            help="Published names, architecture.json files, folders with one, exported files, networks of timm "
+            "(NAME or timm:NAME). [default: --peers]",
             show_default=False,
         ),
-    ],
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also all that V2's Table 2 lists and timm has, and newer networks.")
+    ] = False,
+    operators: Annotated[
+        bool, typer.Option("--operators", help="Instead: V1's latency analysis (Sec. 3), operator by operator.")
+    ] = False,
     runtime: options.Runtime = "onnxruntime",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda", callback=options.one_of(lambda: ("cpu", "cuda")), help="Where the runtime runs them."
+        ),
+    ] = "cpu",
     threads: options.Threads = 1,
     batch: options.Batch = 1,
+    activation: Annotated[
+        str,
+        typer.Option(
+            metavar="own|relu",
+            callback=options.one_of(lambda: ("own", "relu")),
+            help="The networks' own activations, or ReLU in all, as on the paper's Pixel 6.",
+        ),
+    ] = "own",
     rounds: Annotated[int, typer.Option(metavar="N", min=5, help="Samples of each network.")] = 30,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of weights and orders.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the result with all samples (JSON).")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", callback=_check_plot, help="Also draw it: an image (.svg) or a page (.html)."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Time networks side by side on this device.
+    """Time networks side by side on this device: V2's Table 2, here.
 
-    All are timed in turn, round by round, beside MobileNetV2 x1.0 at the same input size; ratios to it carry
-    to other devices better than milliseconds do. Exported files are timed as they are; names and
-    architectures with random weights and 1000 classes. Writes no files.
+    All are timed in turn, round by round, beside MobileNetV2 x1.0: ratios to it carry to other devices better
+    than milliseconds do. Without MODEL: the seven published networks, the search space's largest member, the
+    peers of the paper's table and newer ones, against MobileNetV2 at 224 px; with MODEL alone, each against
+    MobileNetV2 at its own input size. Exported files are timed as they are; all others with random weights and
+    1000 classes as they are deployed (networks of timm re-parameterised and fused where timm can). A network
+    that the exporter or the runtime fails on is named and left out. The paper used batch 64 on its GPU.
+
+    --operators compares patch embeddings, token mixers, reshapes, MLPs and activations at the shapes of
+    efficientformer_l1, and says which of the paper's observations hold here.
 
     \b
-    Example:
-      pocketformer benchmark efficientformerv2_s0 runs/mine/exported/model.onnx
+    Examples (without --out and --plot, they write no files):
+      pocketformer benchmark efficientformerv2_s0 repvit_m0_9 runs/mine/exported/model.onnx
+      pocketformer benchmark --activation relu --out table2.json --plot table2.svg
+      pocketformer benchmark --operators --runtime openvino
     """
-    from pocketformer.cli.summary import aligned
-    from pocketformer.pipelines.benchmarking import benchmark as run
+    from pocketformer import files
+    from pocketformer.cli import benchmark_text as text
+    from pocketformer.report import benchmarks as plots
 
-    rows = run(models, runtime, threads, batch, rounds)
+    for path in (out, plot):
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} is a folder: name the file to write")
+    settings = {"threads": threads, "batch": batch, "rounds": rounds, "device": device, "seed": seed}
+    if operators:
+        if models or peers or activation != "own":
+            raise UserError("--operators compares operators: no MODEL, --peers or --activation with it")
+        from pocketformer.pipelines.operators import measure_operators
+
+        found = measure_operators(runtime, **settings)
+        drawn = plots.operator_ratios(found) if plot else None
+    else:
+        from pocketformer.pipelines.benchmarking import benchmark as run
+
+        found = run(models or [], runtime, peers=peers or not models, activation=activation, **settings)
+        drawn = plots.accuracy_latency(found) if plot else None
+    if out is not None:
+        files.write_json(out, found)
     if json:
-        options.print_json({"runtime": runtime, "threads": threads, "batch": batch, "networks": rows})
-        return
-    print(f"{runtime}, {threads} thread(s), batch {batch}, {rounds} rounds; ratio: to MobileNetV2 x1.0 at that size")
-    table = [("network", "median", "spread", "ratio", "95 % interval")]
-    for row in rows:
-        low, high = row["ratio95"]
-        ms = (f"{row['median_ms']:.3f} ms", f"{row['spread_ms']:.3f} ms")
-        table.append((row["name"], *ms, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"))
-    print(aligned(table))
+        options.print_json(text.without_samples(found))
+    else:
+        print(text.operators_text(found) if operators else text.networks_text(found))
+    if plot is not None:
+        if drawn is None:
+            raise UserError("nothing to draw: of none of these networks a paper prints the accuracy")
+        plots.save_plot(drawn, plot)

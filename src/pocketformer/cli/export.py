@@ -18,7 +18,30 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, such as model.onnx.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="Format of the file: onnx.")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=options.check_format,
+            help="Format of the file: onnx, openvino, executorch, litert, coreml, tensorrt, torch or aotinductor.",
+        ),
+    ] = "onnx",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="float32; where the format has it, float16, bfloat16 or int8."),
+    ] = "float32",
+    int8: Annotated[bool, typer.Option("--int8", help="Short for --precision int8.")] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images that int8 is calibrated on (128 are used): any folder of images, or a data set's name. "
+            "[default: those of --data]",
+        ),
+    ] = None,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="A file for any number of images at a time.")
+    ] = False,
     architecture: options.ArchitectureFile = None,
     data: Annotated[
         str, typer.Option(metavar="DATA", help="Images to verify on (32 of the search split are used).")
@@ -31,22 +54,43 @@ def export(
 
     The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and
     then normalised by `mean` and `std` of the folder's config.json (for a file of weights they are printed);
-    output `logits`. The file is run on real
-    images and compared with PyTorch first: on a mismatch nothing is written (exit code 1).
+    output `logits`. The file is run on real images and compared with PyTorch first: on a mismatch nothing is
+    written (exit code 1). In a lower precision, accuracy and latency are compared with the float32 file's.
 
     \b
-    Example:
+    Examples:
       pocketformer export --checkpoint runs/mine --data photos --out model.onnx
+      pocketformer export --checkpoint runs/mine --data photos --format openvino --int8 --out model.xml
     """
-    from pocketformer.pipelines.exporting import export_checkpoint
+    from pocketformer.pipelines.exporting import ExportSettings, export_checkpoint
 
-    report = export_checkpoint(checkpoint, out, format, architecture, data, seed, workers)
+    if int8 and precision not in ("float32", "int8"):
+        raise typer.BadParameter(f"--int8 and --precision {precision} exclude each other")
+    settings = ExportSettings(format, "int8" if int8 else precision, calibration, dynamic_batch)
+    report, compared = export_checkpoint(checkpoint, out, settings, architecture, data, seed, workers)
     if json:
-        options.print_json(report.to_dict())
+        options.print_json({**report.to_dict(), "compared": compared})
         return
     print(f"{out}: {report.bytes / 1e6:.2f} MB, {report.details}, {report.precision}")
     found = report.verified
+    if found is None:
+        print(f"not verified: no runtime on this machine can run {format} files")
+        return
     print(
         f"verified on {found.images} images: logits differ from PyTorch's by at most {found.max_difference:.1e} "
         f"(their standard deviation is {found.logits_std:.2f})"
     )
+    if compared:
+        _print_compared(compared, report.precision)
+
+
+def _print_compared(compared: dict, precision: str) -> None:
+    from pocketformer.cli.summary import percent
+
+    if compared["accuracy"]:
+        before, after = compared["accuracy"]["float32"], compared["accuracy"][precision]
+        print(f"accuracy on search ({before['images']} images, which the training may have seen):")
+        print(f"  float32 {percent(before)}, {precision} {percent(after)}")
+    ratio = compared["latency_ratio"]
+    verdict = f"{ratio:.2f} times the latency of float32 on {compared['runtime']} here"
+    print(f"{precision} is SLOWER: {verdict}" if ratio > 1 else verdict)

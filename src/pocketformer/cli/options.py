@@ -36,7 +36,13 @@ def _runtimes() -> tuple[str, ...]:
     return RUNTIMES
 
 
-check_runtime = one_of(_runtimes)
+def _formats() -> tuple[str, ...]:
+    from pocketformer.deploy import FORMATS
+
+    return FORMATS
+
+
+check_runtime, check_format = one_of(_runtimes), one_of(_formats)
 
 Data = Annotated[
     str,

@@ -16,12 +16,15 @@ class Bench(Sessions):
         calls: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         seed: int = 0,
+        *,
+        fastest: bool = False,
+        seconds: float | None = None,
     ) -> dict[str, list[float]]:
         """`measure.interleave` of the named sessions, each on a fixed random input: name to ms in each round."""
         for name in names:  # one that crashes is then known by name
             self.worker.call(_warm_up, name, what=f"{self.runtime} crashed while it ran {name}")
         what = f"{self.runtime} crashed while networks were timed"
-        settings = (list(names), rounds, calls, seed)
+        settings = (list(names), rounds, calls, seed, fastest, seconds)
         return self.worker.call(_interleave, *settings, what=what, progress=progress or (lambda *_: None))
 
 
@@ -30,6 +33,13 @@ def _warm_up(name: str) -> None:
 
 
 def _interleave(
-    names: list[str], rounds: int, calls: int | None, seed: int, progress: Callable[[int, int], None]
+    names: list[str],
+    rounds: int,
+    calls: int | None,
+    seed: int,
+    fastest: bool,
+    seconds: float | None,
+    progress: Callable[[int, int], None],
 ) -> dict[str, list[float]]:
-    return interleave({name: prepared(name) for name in names}, rounds, calls, progress, seed)
+    runs = {name: prepared(name) for name in names}
+    return interleave(runs, rounds, calls, progress, seed, fastest=fastest, seconds=seconds)

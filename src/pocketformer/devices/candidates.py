@@ -13,8 +13,19 @@ from torch import nn
 from pocketformer.architecture import Architecture
 from pocketformer.architecture.blocks import BlockValue, Grid, Head
 from pocketformer.deploy import FusedHead, fuse, fuse_block
+from pocketformer.devices.plan import UNIT, Plan
 from pocketformer.models import create_model, layers
 from pocketformer.models.stage import build_block
+
+
+def write_candidate(format: ModuleType, plan: Plan, name: str, path: Path, batch: int = 1) -> None:
+    """The candidate of that name, with random weights, in that format."""
+    if name == UNIT:
+        write_unit(format, plan.num_classes, plan.space.resolution, path, batch)
+    elif name in plan.chains:
+        write_chain(format, plan.chains[name].blocks, path, batch)
+    else:
+        write_network(format, plan.whole[name], plan.num_classes, plan.space.resolution, path, batch)
 
 
 def write_chain(format: ModuleType, blocks: Sequence[BlockValue], path: Path, batch: int = 1) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pocketformer.architecture.blocks import BlockValue
 
 # Prior standard deviations, as shares. Chains are off alike for all blocks of a kind at a grid (their weights
-# are warmer in the caches than a network's, say), and each block on its own; how much depends on device and
-# space, so that the pair is chosen which predicts each network best from all others.
+# are warmer in the caches than a network's, say), more so the wider the block (per factor e of cost), and each
+# block on its own. How much depends on device and space: the combination is chosen that predicts each network
+# best from all others.
 _ALIKE = (0.03, 0.1, 0.25)
+_WIDER = (0.0, 0.1, 0.3)
 _EACH = (0.03, 0.1)
-_NOISE = 0.03  # of a whole network's time: measurement, and what no sum over blocks explains
-_CONSTANT = 0.05  # of the median network's time
+_CONSTANT = (0.05, 0.2)  # of the median network's time
+_NOISE = (0.01, 0.03)  # of a whole network's time: measurement, and what no sum over blocks explains
 
 
 def fit_entries(
@@ -24,9 +26,9 @@ def fit_entries(
     """The corrected cost of each block (key to ms) and constant (ms).
 
     `costs` and `constant` are the chains' values; `networks` are how often each key occurs in a network, and
-    its time in ms. The answer minimises squared relative errors of the networks plus squared corrections
-    relative to their prior deviations (ridge regression, the prior being Gaussian). Blocks that no network
-    holds are corrected like their kind. Costs stay positive.
+    its time in ms, at least two. The answer minimises squared relative errors of the networks plus squared
+    corrections relative to their prior deviations (ridge regression, the prior being Gaussian). Blocks that no
+    network holds are corrected like their kind. Costs stay positive.
     """
     import numpy as np
 
@@ -36,20 +38,23 @@ def fit_entries(
     times = np.array([time for _, time in networks])
     kinds = [(type(blocks[key]), blocks[key].grid) for key in keys]
     same_kind = np.array([[a == b for b in kinds] for a in kinds], dtype=float)
-    noise = np.diag((_NOISE * times) ** 2)
+    size = np.log(prior[:-1])
+    size -= same_kind @ size / same_kind.sum(axis=1)  # above the mean of the kind
+    wider = same_kind * np.outer(size, size)
+    scale = np.outer(prior[:-1], prior[:-1])
     errors = times - counts @ prior
 
     best = None
-    for alike, each in itertools.product(_ALIKE, _EACH):
+    for alike, slope, each, offset, noise in itertools.product(_ALIKE, _WIDER, _EACH, _CONSTANT, _NOISE):
         covariance = np.zeros((len(prior), len(prior)))
-        relative = alike**2 * same_kind + each**2 * np.eye(len(keys))
-        covariance[:-1, :-1] = relative * np.outer(prior[:-1], prior[:-1])
-        covariance[-1, -1] = (_CONSTANT * np.median(times)) ** 2
-        inverse = np.linalg.inv(counts @ covariance @ counts.T + noise)
+        covariance[:-1, :-1] = (alike**2 * same_kind + slope**2 * wider + each**2 * np.eye(len(keys))) * scale
+        covariance[-1, -1] = (offset * np.median(times)) ** 2
+        gain = covariance @ counts.T
+        inverse = np.linalg.inv(counts @ gain + np.diag((noise * times) ** 2))
         left_out = inverse @ errors / np.diag(inverse)  # each network's error when predicted from the others
         score = float(np.mean((left_out / times) ** 2))
         if best is None or score < best[0]:
-            best = score, prior + covariance @ counts.T @ inverse @ errors
+            best = score, prior + gain @ inverse @ errors
     fitted = best[1]
     fitted[:-1] = np.maximum(fitted[:-1], 0.1 * prior[:-1])
     return dict(zip(keys, map(float, fitted[:-1]), strict=True)), float(fitted[-1])

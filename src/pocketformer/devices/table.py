@@ -1,7 +1,9 @@
 """`LatencyTable`: what every block of a space costs on a device. Pure Python, as the search needs it."""
 
+import itertools
 import math
 import os
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -56,15 +58,20 @@ class Reference:
 
 @dataclass(frozen=True)
 class CheckedNetwork:
-    """A whole network that was not used for the table: ms as the table predicts and as measured."""
+    """A whole network that was not used for the table: ms as the table predicts and as measured.
+
+    `repeats` are the ms of the single passes behind `measured`, each with files and sessions of its own.
+    """
 
     name: str
     predicted: float
     measured: float
+    repeats: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "predicted", _number(self.predicted, "predicted latency"))
         object.__setattr__(self, "measured", _number(self.measured, "measured latency", above=0))
+        object.__setattr__(self, "repeats", tuple(_number(s, "repeat", above=0) for s in self.repeats))
 
     @property
     def error(self) -> float:
@@ -89,6 +96,25 @@ class Check:
     @property
     def worst(self) -> float:
         return max(abs(n.error) for n in self.networks)
+
+    @property
+    def repeatability(self) -> float | None:
+        """How far two passes of the same network are apart, as a share of its time: the mean over networks and pairs
+        of passes, or None if there was only one pass."""
+        pairs = [abs(a - b) / n.measured for n in self.networks for a, b in itertools.combinations(n.repeats, 2)]
+        return sum(pairs) / len(pairs) if pairs else None
+
+    @property
+    def spearman(self) -> float | None:
+        """Rank correlation of predicted and measured times; None where one of them is the same for all."""
+        ranks = [_ranks([n.predicted for n in self.networks]), _ranks([n.measured for n in self.networks])]
+        return statistics.correlation(*ranks) if all(len(set(r)) > 1 for r in ranks) else None
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """The place of each value in ascending order, the mean place where several are equal."""
+    ordered = sorted(values)
+    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
 
 
 @dataclass(frozen=True)
@@ -148,8 +174,9 @@ class LatencyTable:
         entries = {k: {**asdict(e), "samples": list(e.samples)} for k, e in self.entries.items()}
         check = None
         if self.check is not None:
-            networks = [asdict(n) for n in self.check.networks]
-            check = {"mean": self.check.mean, "worst": self.check.worst, "networks": networks}
+            networks = [{**asdict(n), "repeats": list(n.repeats)} for n in self.check.networks]
+            check = {name: getattr(self.check, name) for name in ("mean", "worst", "repeatability", "spearman")}
+            check["networks"] = networks
         return {
             "format": _FORMAT,
             "space": self.space,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pocketformer.devices.bench import Bench
+from pocketformer.devices.host import host
 from pocketformer.devices.measure import Measurement, paired_ratios, undisturbed
 from pocketformer.devices.table import LatencyTable
 from pocketformer.errors import UserError
@@ -15,7 +16,8 @@ _REFERENCE = "\0reference"  # what no caller calls a network
 
 @dataclass(frozen=True)
 class WholeMeasurement:
-    """A file's raw times in ms, and its latency in ms with the device's drift since the table taken out."""
+    """A file's raw times in ms (the fastest call of each round), and its latency in ms with the device's drift
+    since the table taken out."""
 
     raw: Measurement
     latency: float
@@ -38,18 +40,16 @@ def measure_whole(
     `reference` is its file (`profile.write_reference`). Threads are those of the table. `latency` is the
     undisturbed time over the reference's in the same rounds, times the reference's latency in the table: the
     profile's own measure, hence comparable with `table.latency`. Raises `UserError` for a file that the
-    runtime cannot load, and for a runtime other than the table's.
+    runtime cannot load, and for a table of another runtime or device (`check_measured_here`).
     """
-    measured_with = table.fingerprint.get("runtime", runtime_name)
-    if measured_with != runtime_name:
-        raise UserError(f"the latency table was measured with {measured_with}, not with {runtime_name}")
+    check_measured_here(table, runtime_name)
     # Of equal files the one loaded last is 2 to 5 % faster: a random place for each, the reference among them.
     order = [*paths, _REFERENCE]
     random.Random(seed).shuffle(order)
     with Bench(runtime_name, table.fingerprint.get("threads", 1), table.fingerprint.get("on", "cpu")) as bench:
         for name in order:
             bench.load(name, paths.get(name, reference))
-        samples = bench.interleave(order, rounds, calls, progress, seed)
+        samples = bench.interleave(order, rounds, calls, progress, seed, fastest=True)
     result = {}
     for name in paths:
         ratios = Measurement.of(paired_ratios(samples[name], samples[_REFERENCE]))
@@ -57,3 +57,20 @@ def measure_whole(
         latency = undisturbed(samples[name]) / undisturbed(samples[_REFERENCE]) * ms
         result[name] = WholeMeasurement(Measurement.of(samples[name]), latency, ratios.spread * ms)
     return result
+
+
+def check_measured_here(table: LatencyTable, runtime_name: str, where: str = "the latency table") -> None:
+    """Raises `UserError` unless the table was measured by that runtime on this machine's processor.
+
+    To search on another device's table is what it is for; to time networks here against its milliseconds is not.
+    Fields that a table does not have are not compared.
+    """
+    measured_with = table.fingerprint.get("runtime", runtime_name)
+    if measured_with != runtime_name:
+        raise UserError(f"{where} was measured with {measured_with}, not with {runtime_name}")
+    here = host()["device"]
+    if (device := table.fingerprint.get("device", here)) != here:
+        raise UserError(
+            f"{where} was measured on another device ({device}, this is {here}): networks cannot be timed "
+            f"against it here; `search` takes it, and `profile` measures this device"
+        )

@@ -8,7 +8,7 @@ import torch
 from pocketformer.deploy import SUFFIXES, format_by_name, format_of
 from pocketformer.errors import UserError
 from pocketformer.pipelines.images import open_images
-from pocketformer.pipelines.networks import as_test_result, test_result
+from pocketformer.pipelines.networks import as_result, test_result
 from pocketformer.pipelines.trained import is_weights_alone, load_trained
 from pocketformer.progress import say
 from pocketformer.runs import read_config
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
         sessions.load(str(file), file)
         forward = lambda x: torch.from_numpy(sessions.run(str(file), x.numpy()))  # noqa: E731
         outcome = evaluate(forward, data.test, model.resolution, 64, normalisation_of(model))
-    return {**as_test_result(outcome), "runtime": runtime_name}
+    return {**as_result(outcome), "runtime": runtime_name}
 
 
 def _exported(target: Path, folder: Path, format: str | None, runtime_name: str) -> Path:

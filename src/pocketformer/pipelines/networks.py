@@ -88,11 +88,11 @@ class FinalTraining:
 def test_result(model: Network, data: Data) -> tuple[Outcome, dict]:
     """Accuracy on the test split, as an outcome and as plain data."""
     outcome = evaluate(model, data.test, model.resolution, normalisation=normalisation_of(model))
-    return outcome, as_test_result(outcome)
+    return outcome, as_result(outcome)
 
 
-def as_test_result(outcome: Outcome) -> dict:
-    """An outcome on the test split as plain data, with Wilson's interval."""
+def as_result(outcome: Outcome, split: str = "test") -> dict:
+    """An outcome on a split as plain data, with Wilson's interval."""
     correct, count = int(outcome.correct.sum()), len(outcome.correct)
     return {
         "accuracy": correct / count,
@@ -100,7 +100,7 @@ def as_test_result(outcome: Outcome) -> dict:
         "correct": correct,
         "images": count,
         "loss": outcome.loss,
-        "split": "test",
+        "split": split,
     }
 
 

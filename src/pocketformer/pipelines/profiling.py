@@ -8,16 +8,21 @@ from pathlib import Path
 from pocketformer import files
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
-from pocketformer.devices import LatencyTable
+from pocketformer.devices import Check, LatencyTable
 from pocketformer.devices.candidates import write_network
-from pocketformer.devices.profile import JOURNAL, profile, write_reference
+from pocketformer.devices.emit import emit
+from pocketformer.devices.manifest import Manifest
+from pocketformer.devices.plan import Plan
+from pocketformer.devices.profile import JOURNAL, check_settings, profile, write_reference
+from pocketformer.devices.results import import_table
 from pocketformer.devices.whole import WholeMeasurement, measure_whole
 from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import ProfileSettings
-from pocketformer.progress import Stage, stage
+from pocketformer.progress import Stage, say, stage
 from pocketformer.runs import Ledger
 
 _SESSIONS, _WHOLE_ROUNDS = 5, 30
+WORST_MEAN = 0.05  # of a check that is not said aloud
 
 
 def profile_space(
@@ -31,13 +36,13 @@ def profile_space(
 ) -> LatencyTable:
     """Measures the table of a space, or goes on with a measurement that was cut short in `work`."""
     journal = files.Lines.read(work / JOURNAL)
-    with stage(f"profile {runtime_name}") as progress:
+    with stage(f"profile {runtime_name}", done=max(len(journal) - 1, 0)) as progress:
 
         def report(done: int, total: int, what: str) -> None:
             nonlocal journal
-            progress.update(done, what, total)
             # Groups that an earlier process measured are reported too; only work of this one changes the journal.
             before, journal = journal, files.Lines.read(work / JOURNAL)
+            progress.update(done, what, total)
             if ledger and journal != before:
                 ledger.did("profile", done)
 
@@ -46,6 +51,7 @@ def profile_space(
             runtime_name,
             num_classes,
             threads=settings.threads,
+            device=settings.device,
             batch=settings.batch,
             rounds=settings.rounds,
             networks=settings.networks,
@@ -55,10 +61,25 @@ def profile_space(
             progress=report,
         )
         if table.check is not None:
-            mean, worst = table.check.mean, table.check.worst
-            count = len(table.check.networks)
-            progress.update(progress.done, f"error on {count} unseen networks: mean {mean:.1%}, worst {worst:.1%}")
+            progress.update(progress.done, told(table.check))
     return table
+
+
+def told(check: Check) -> str:
+    """The check in words."""
+    text = f"error on {len(check.networks)} unseen networks: mean {check.mean:.1%}, worst {check.worst:.1%}"
+    if check.repeatability is not None:
+        text += f"; two passes differ by {check.repeatability:.1%}"
+    return text
+
+
+def warn_if_wrong(table: LatencyTable) -> None:
+    """Says aloud that a table is not good."""
+    if table.check is not None and table.check.mean > WORST_MEAN:
+        say(
+            f"warning: the latency table's mean error on networks it has not seen is {table.check.mean:.1%}, above "
+            f"{WORST_MEAN:.0%}: profile again while the device is idle"
+        )
 
 
 def profile_file(
@@ -66,14 +87,56 @@ def profile_file(
 ) -> LatencyTable:
     """`profile` on its own: measures a table and writes it to `out`; an interrupted one goes on from a hidden
     folder beside it."""
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the path of the table's file")
+    _check_file(out)
     space = SearchSpace.named(space_name)
     work = out.with_name(f".{out.name}.work")
     table = profile_space(space, runtime_name, num_classes, settings, seed, work)
     table.save(out)
     shutil.rmtree(work, ignore_errors=True)
+    warn_if_wrong(table)
     return table
+
+
+def format_of_runtime(runtime_name: str) -> str:
+    """The name of the format that a runtime runs."""
+    return format_for(runtime_name).NAME
+
+
+def emit_models(
+    space_name: str,
+    format_name: str,
+    num_classes: int,
+    settings: ProfileSettings,
+    seed: int,
+    folder: Path,
+    precision: str = "float32",
+) -> Manifest:
+    """`profile --emit-models`: what a profile would time, as files for another device."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--emit-models {folder} is a file; give a folder")
+    check_settings(1, settings.batch, num_classes, settings.rounds, settings.networks, settings.checks)
+    plan = Plan.draw(SearchSpace.named(space_name), num_classes, settings.networks, settings.checks, seed)
+    with stage(f"write {format_name} models", len(plan.roles)) as progress:
+
+        def report(done: int, total: int, name: str) -> None:
+            progress.update(done, name, total)
+
+        options = {"precision": precision, "batch": settings.batch, "seed": seed}
+        return emit(plan, format_name, folder, **options, progress=report)
+
+
+def import_file(source: Path, manifest: Path | None, out: Path) -> LatencyTable:
+    """`profile --import`: the table of times measured elsewhere, written to `out`."""
+    _check_file(out)
+    table = import_table(source, manifest)
+    table.save(out)
+    warn_if_wrong(table)
+    return table
+
+
+def _check_file(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the path of the table's file")
 
 
 def time_networks(

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from pocketformer.architecture import SearchSpace
-from pocketformer.devices import LatencyTable
+from pocketformer.devices import LatencyTable, whole
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel
-from pocketformer.pipelines.settings import Budget
+from pocketformer.pipelines.settings import Budget, ProfileSettings
 from pocketformer.search import Objective
 from pocketformer.search.reach import smallest_reachable, unreachable
 
@@ -27,6 +27,15 @@ def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes
             f"latency table {where} is of space {table.space} with {table.num_classes} classes; "
             f"this job needs {space.name} with {num_classes}"
         )
+
+
+def check_measured_here(table: LatencyTable, where: str, runtime: str, settings: ProfileSettings) -> None:
+    """Raises `UserError` unless networks timed here, by that runtime and with these settings, compare with the
+    table's milliseconds: a table of another device, runtime, thread count or batch is good for `search` alone."""
+    whole.check_measured_here(table, runtime, f"latency table {where}")
+    for name, wanted in (("threads", settings.threads), ("batch", settings.batch), ("on", settings.device)):
+        if (had := table.fingerprint.get(name, wanted)) != wanted:
+            raise UserError(f"latency table {where} was measured with {name} {had}; this job has {wanted}")
 
 
 def refuse_small_budgets(space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int, distilled: bool) -> None:

@@ -52,13 +52,15 @@ def parse_budget(metric: str, text: str | float) -> Budget:
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How latency is measured: threads, images a call, rounds, whole networks to fit and to check with."""
+    """How latency is measured: threads, images a call, rounds, whole networks to fit and to check with, and what
+    the runtime runs on (cpu, cuda)."""
 
     threads: int = 1
     batch: int = 1
     rounds: int = 30
     networks: int = 24
     checks: int = 8
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

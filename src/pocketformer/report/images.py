@@ -38,7 +38,7 @@ def _by_kaleido(figure: dict, folder: Path, stem: str) -> list[Path]:
 
 
 def draw(figure: dict) -> str:
-    """The figure as SVG. Knows what this package uses of plotly: scatter traces, logarithmic axes, panels
+    """The figure as SVG. Knows what this package uses of plotly: scatter traces with texts, logarithmic axes, panels
     above each other, lines across and a legend below."""
     data, layout = figure["data"], figure["layout"]
     legend, rows = _legend(data)
@@ -162,7 +162,15 @@ def _trace(trace: dict, x: _Scale, y: _Scale) -> str:
         width = line.get("width", 2)
         parts.append(f'<path d="{path}" fill="none" stroke="{line["color"]}" stroke-width="{width}"{_dash(line)}/>')
     if "markers" in trace["mode"]:
-        parts += [_marker(a, b, trace["marker"]) for a, b in points]
+        sizes = trace["marker"].get("size", 6)
+        sizes = sizes if isinstance(sizes, list) else [sizes] * len(points)
+        parts += [_marker(a, b, {**trace["marker"], "size": s}) for (a, b), s in zip(points, sizes, strict=True)]
+    if "text" in trace["mode"]:
+        size = trace.get("textfont", {}).get("size", 12)
+        parts += [
+            f'<text x="{a:.1f}" y="{b - size / 2:.1f}" text-anchor="middle" font-size="{size}">{text}</text>'
+            for (a, b), text in zip(points, trace["text"], strict=True)
+        ]
     return f'<g opacity="{trace.get("opacity", 1)}">{"".join(parts)}</g>'
 
 
@@ -191,7 +199,8 @@ def _legend(data: list[dict]) -> tuple[str, int]:
             line = trace["line"]
             parts.append(f'<path d="M{x} {y - 4}h18" stroke="{line["color"]}" stroke-width="2"{_dash(line)}/>')
         if "markers" in trace["mode"]:
-            parts.append(_marker(x + 9, y - 4, trace["marker"]))
+            size = trace["marker"].get("size", 6)
+            parts.append(_marker(x + 9, y - 4, {**trace["marker"], "size": 8 if isinstance(size, list) else size}))
         parts.append(f'<text x="{x + 24}" y="{y}">{trace["name"]}</text>')
         x += length
     return "".join(parts), (row + 1 if parts else 0)

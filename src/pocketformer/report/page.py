@@ -54,13 +54,17 @@ def write_figures(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
             written.append(path)
     for prefix, group in groups:
         for plot in group:
-            page = _Page(folder)
             path = folder / f"{prefix}{plot.name}.html"
-            files.write_text(path, _document(plot.title, f"<h1>{safe(plot.title)}</h1>{page.plot(plot)}", True))
+            files.write_text(path, standalone(plot))
             written += [path, *save_image(plot, folder, f"{prefix}{plot.name}")]
     if not written:
         raise UserError("nothing to draw: the runs hold no search, training, network or measurement yet")
     return written
+
+
+def standalone(plot: Plot) -> str:
+    """One plot as an HTML page of its own."""
+    return _document(plot.title, f"<h1>{safe(plot.title)}</h1>{_Page(Path()).plot(plot)}", True)
 
 
 def _records(runs: Sequence[str | Path]) -> list[Record]:

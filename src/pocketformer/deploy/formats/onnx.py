@@ -1,6 +1,8 @@
 """ONNX files, by either of torch's exporters."""
 
 import io
+import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -45,7 +47,10 @@ def write(
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
 ) -> None:
-    """By the exporter built on torch.export; with `dynamic_batch` for any number of images."""
+    """By the exporter built on torch.export; with `dynamic_batch` for any number of images.
+
+    int8: convolutions and linears, calibrated on `calibration` (N, C, H, W).
+    """
     shapes = None
     if dynamic_batch:  # with one example, torch.export would take the batch for a constant
         example, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch")},)
@@ -66,7 +71,54 @@ def write(
             first = str(error).strip().splitlines()[0]
             raise WorkError(f"export refused: PyTorch's ONNX exporter rejects this network ({first})") from None
         program.save(str(path))
+    if precision == "int8":
+        _quantise(path, calibration)
     _check(path)
+
+
+def _quantise(path: Path, calibration: torch.Tensor) -> None:
+    """Post-training quantisation of an ONNX file, in place.
+
+    Activations unsigned: with signed ones S0 takes 1.6 times as long as in float32, with unsigned ones 0.95
+    times. Adding up and attention stay in float32: quantised, they make S0 no faster and the error five times
+    as large.
+    """
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder, _silent_log():
+        prepared = Path(folder) / "prepared.onnx"
+        quantization.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(path),
+            _Images(calibration),
+            op_types_to_quantize=["Conv", "Gemm"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+
+
+class _Images:
+    """Calibration images one at a time, as ONNX Runtime's quantiser asks for them."""
+
+    def __init__(self, images: torch.Tensor):
+        self._images = iter(images.split(1))
+
+    def get_next(self) -> dict | None:
+        image = next(self._images, None)
+        return None if image is None else {"image": image.numpy()}
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    """Without the quantiser's advice, which has been followed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -1,0 +1,185 @@
+"""Deployed networks: is what we export right, and how fast is it against timm's model, on every runtime?
+
+    python benchmarks/deployed.py right --runtimes onnxruntime openvino torch --models all
+    python benchmarks/deployed.py fast --runtimes onnxruntime openvino --threads 1 2
+
+Both write benchmarks/results/deployed.json as they go, and skip what it holds already (--again measures anew).
+
+`right` exports networks with perturbed weights by `pocketformer.export`, whose verification refuses differences
+above 1e-3 of the logits' standard deviation, and notes the largest difference. `fast` writes our fused network
+and timm's model (in evaluation mode, both heads) by the same exporter and times the two files in turn, in pairs;
+each of `--runs` runs loads them anew `SESSIONS` times, in either order, because of equal files the one loaded
+last is up to 5 % faster. The runtime "eager" is PyTorch without any file.
+"""
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import timm
+import torch
+
+from pocketformer import SearchSpace, create_model, fuse
+from pocketformer.architecture import NAMES, Architecture
+from pocketformer.deploy import SUFFIXES, export, format_for
+from pocketformer.devices.bench import Bench
+from pocketformer.devices.host import host
+from pocketformer.devices.measure import interleave, paired_ratios
+from pocketformer.errors import UserError, WorkError
+from pocketformer.files import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results" / "deployed.json"
+PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "executorch", "ai-edge-litert", "litert-torch")
+SESSIONS = 6  # of a run; even, so that each file is loaded last as often as the other
+BATCH = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("right", "fast"))
+    parser.add_argument("--runtimes", nargs="+", required=True)
+    parser.add_argument("--models", nargs="+", help="names, or 'random N' as randomN; all: the issue's full list")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12, help="of pairs, a session")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = read_json(args.out) if args.out.exists() else {"right": {}, "fast": {}}
+    results["machine"] = host() | {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    kept = results[args.what]
+    names = args.models or ["all"]
+    if names == ["all"]:
+        families = [n for n in NAMES if "v2" in n]
+        randoms = [f"random{i}" for i in range(10)]
+        names = [*families, "efficientformer_l1", *randoms] if args.what == "right" else families
+    for runtime in args.runtimes:
+        for name in names:
+            for threads in args.threads if args.what == "fast" else [1]:
+                for run in range(args.runs if args.what == "fast" else 1):
+                    key = f"{runtime} {name}" + (f" threads {threads} run {run}" if args.what == "fast" else "")
+                    if key in kept and not args.again:
+                        continue
+                    start = time.perf_counter()
+                    row = (
+                        right(runtime, name) if args.what == "right" else fast(runtime, name, threads, run, args.rounds)
+                    )
+                    row |= {"seconds": round(time.perf_counter() - start, 1), "versions": versions()}
+                    kept[key] = row
+                    write_json(args.out, results)
+                    print(key, {k: v for k, v in row.items() if k != "versions"}, flush=True)
+    print(f"in all: {summary(kept, args.what)}")
+
+
+def architecture(name: str) -> Architecture:
+    if name.startswith("random"):
+        return SearchSpace.named("efficientformerv2").sample(int(name.removeprefix("random")))
+    return Architecture.named(name)
+
+
+def right(runtime: str, name: str) -> dict:
+    torch.manual_seed(0)
+    model = perturbed(create_model(architecture(name)))
+    images = torch.nn.functional.interpolate(torch.randn(BATCH, 3, 28, 28), size=model.resolution, mode="bilinear")
+    format = format_for(runtime).NAME
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = export(model, Path(folder) / f"model{SUFFIXES[format]}", images, format).verified
+        except (UserError, WorkError) as error:
+            return {"refused": str(error)}
+    return {"difference": found.max_difference / found.logits_std, "images": found.images}
+
+
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+    """Everything moved away from its initial value, so that a layer left out shows."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def fast(runtime: str, name: str, threads: int, run: int, rounds: int) -> dict:
+    torch.manual_seed(0)
+    pair = {"ours": fuse(create_model(name)), "timm": timm.create_model(name).eval()}
+    rng, samples = random.Random(run), {"ours": [], "timm": []}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {} if runtime == "eager" else written(pair, runtime, Path(folder))
+        for session in range(SESSIONS):
+            order = ["ours", "timm"] if session % 2 else ["timm", "ours"]
+            seed = rng.randrange(2**30)
+            found = (
+                eager(pair, threads, rounds, seed)
+                if runtime == "eager"
+                else timed(paths, order, runtime, threads, rounds, seed)
+            )
+            for side in samples:
+                samples[side] += found[side]
+    ratios = paired_ratios(samples["ours"], samples["timm"])
+    low, high = interval(ratios, rng)
+    ms = {f"{side}_ms": round(statistics.median(samples[side]), 3) for side in samples}
+    return {"ratio": round(statistics.median(ratios), 4), "low": low, "high": high, **ms, "pairs": len(ratios)}
+
+
+def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:
+    format = format_for(runtime)
+    paths = {side: folder / f"{side}{SUFFIXES[format.NAME]}" for side in pair}
+    for side, module in pair.items():
+        format.write_quick(module, torch.randn(1, 3, 224, 224), paths[side])
+    return paths
+
+
+def timed(paths: dict, order: list[str], runtime: str, threads: int, rounds: int, seed: int) -> dict:
+    with Bench(runtime, threads) as bench:
+        for side in order:
+            bench.load(side, paths[side])
+        return bench.interleave(order, rounds, seed=seed)
+
+
+def eager(pair: dict, threads: int, rounds: int, seed: int) -> dict:
+    x = torch.randn(1, 3, 224, 224)
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        found = interleave({side: lambda m=module: m(x) for side, module in pair.items()}, rounds, seed=seed)
+    torch.set_num_threads(1)
+    return found
+
+
+def interval(ratios: list[float], rng: random.Random, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the median, by the bootstrap."""
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return round(medians[round(0.025 * draws)], 4), round(medians[round(0.975 * draws) - 1], 4)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "processors": str(os.cpu_count())}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def summary(kept: dict, what: str) -> str:
+    if what == "right":
+        refused = [key for key, row in kept.items() if "refused" in row]
+        worst = max((row["difference"] for row in kept.values() if "difference" in row), default=float("nan"))
+        return f"{len(kept)} networks, largest difference {worst:.1e} of the logits' std, refused: {refused or 'none'}"
+    worst = max(kept, key=lambda key: kept[key]["high"])
+    return f"{len(kept)} rows, largest upper bound {kept[worst]['high']} ({worst})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

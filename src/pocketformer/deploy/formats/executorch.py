@@ -1,0 +1,135 @@
+"""ExecuTorch programs (.pte) for its XNNPACK delegate."""
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import executorch  # noqa: F401 (only whether it is there: the converter takes seconds to import)
+import torch
+from torch import nn
+
+from pocketformer.errors import WorkError
+from pocketformer.runtimes import import_part
+from pocketformer.runtimes.executorch import DYNAMIC
+
+NAME, COMPANION, RUNTIME = "executorch", None, "executorch"
+PRECISIONS = ("float32", "int8")  # in float16 the delegate has no GELU
+MAX_BATCH = 64  # memory is planned for the largest one
+
+
+def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """As `write` does: there is no quicker way to the same program."""
+    write(module, example, path)
+
+
+def write(
+    module: nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    precision: str = "float32",
+    calibration: torch.Tensor | None = None,
+    dynamic_batch: bool = False,
+) -> None:
+    """With `dynamic_batch` for up to `MAX_BATCH` images at once; the delegate then gets it in pieces and is slower.
+
+    int8: weights per output channel and activations per tensor, both symmetric or as XNNPACK wants them.
+    """
+    shapes = None
+    if dynamic_batch:  # with one example, torch.export would take the batch for a constant
+        example, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch", max=MAX_BATCH)},)
+    with _quiet(), torch.no_grad():
+        try:
+            if precision == "int8":
+                module = _quantised(module, example, calibration, shapes)
+            program = _lowered(torch.export.export(module, (example,), dynamic_shapes=shapes), dynamic_batch)
+        except Exception as error:  # the converter raises many types
+            lines = str(error).strip().splitlines()
+            first = lines[0] if lines else type(error).__name__
+            raise WorkError(f"export refused: ExecuTorch rejects this network ({first})") from None
+    with open(path, "wb") as file:
+        program.write_to_file(file)
+
+
+def _lowered(program: torch.export.ExportedProgram, dynamic_batch: bool):
+    exir = _part("executorch.exir")
+    partitioner = _part("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    lowered = exir.to_edge_transform_and_lower(
+        program,
+        transform_passes=[_delegable()],
+        partitioner=[partitioner.XnnpackPartitioner()],
+        constant_methods={DYNAMIC: dynamic_batch},
+    )
+    return lowered.to_executorch()
+
+
+def _delegable():
+    """A pass over the graph that rewrites, exactly, what would be left to slow operators outside XNNPACK.
+
+    Every such operator also splits the graph, and each part converts its inputs and outputs to another layout.
+    """
+    aten = _part("executorch.exir.dialects._ops").ops.edge.aten
+
+    class Delegable(_part("executorch.exir.pass_base").ExportPass):
+        def call_operator(self, op, args, kwargs, meta):
+            call, x = super().call_operator, args[0].data if args and hasattr(args[0], "data") else None
+            if op == aten.expand_copy.default:  # that of a matrix product, which broadcasts nothing but a constant
+                size = tuple(meta["val"].shape)
+                if str(tuple(x.shape)) == str(size):  # comparing symbols would fix their values
+                    return args[0]
+                if all(isinstance(side, int) for side in size) and math.prod(x.shape) == math.prod(size):
+                    return call(aten.view_copy.default, (args[0], list(size)), {}, meta)
+            if op == aten.view_copy.default:  # the one size that is not known, XNNPACK has to infer
+                args = (args[0], [side if isinstance(side, int) else -1 for side in args[1]])
+            if op == aten.mean.dim and x.ndim == 4 and len(args) == 2:  # XNNPACK keeps the reduced sides
+                kept = call(op, (args[0], args[1], True), kwargs, meta)
+                return call(aten.view_copy.default, (kept, [-1, x.shape[1]]), {}, meta)
+            return call(op, args, kwargs, meta)
+
+    return Delegable()
+
+
+def _quantised(module: nn.Module, example: torch.Tensor, calibration: torch.Tensor, shapes) -> nn.Module:
+    xnnpack = _part("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    pt2e = _part("torchao.quantization.pt2e.quantize_pt2e")
+    quantizer = xnnpack.XNNPACKQuantizer()
+    quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    graph = torch.export.export(module, (example,), dynamic_shapes=shapes).module()
+    prepared = pt2e.prepare_pt2e(graph, quantizer)
+    for batch in calibration.split(len(example)):
+        if len(batch) == len(example):
+            prepared(batch)
+    return pt2e.convert_pt2e(prepared)
+
+
+def _part(name: str) -> ModuleType:
+    return import_part(name, f"format {NAME}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the converter's warnings and logs, and on one thread: handing tiny operators to threads is slow."""
+    threads, disabled = torch.get_num_threads(), logging.root.manager.disable
+    torch.set_num_threads(1)
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.set_num_threads(threads)
+
+
+def describe(path: Path) -> str:
+    """The version of the converter, and how much of the network the delegate was given."""
+    with _quiet():
+        plan = _part("executorch.exir._serialize._program").deserialize_pte_binary(path.read_bytes())
+    calls = [c.instr_args for chain in plan.program.execution_plan[0].chains for c in chain.instructions]
+    kinds = [type(call).__name__ for call in calls]
+    parts, others = kinds.count("DelegateCall"), kinds.count("KernelCall")
+    return f"ExecuTorch {version('executorch')}, {parts} XNNPACK part(s), {others} operators outside"

@@ -1,0 +1,116 @@
+"""What a profile times, by name: chains of blocks, whole networks to fit and to check with. Pure Python.
+
+Half of the networks that correct the table follow the space's own law (contract 6.6), whose sums of many
+independent choices are mostly middling; the others are as deep and wide everywhere as at a random place between
+smallest and largest, so that both ends are known as well.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.architecture.published import NAMES
+from pocketformer.architecture.selection import Selection
+from pocketformer.devices.chains import Chain, space_chains
+
+REFERENCE, UNIT, SMALLEST = "largest", "mobilenetv2_100", "smallest"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The candidates of one profile. `networks` correct the table, `checks` test it; none of them is the
+    reference, the space's largest member, which is in every group of candidates that are timed together."""
+
+    space: SearchSpace
+    num_classes: int
+    networks: Mapping[str, Architecture]
+    checks: Mapping[str, Architecture]
+
+    @classmethod
+    def draw(
+        cls,
+        space: SearchSpace,
+        num_classes: int,
+        networks: int,
+        checks: int,
+        seed: int,
+        avoid: Collection[Architecture] = (),
+    ) -> "Plan":
+        """`networks` random members and the smallest, and `checks` others and the published members; fewer if
+        the space has no more. None of `avoid` is drawn. Zero of a kind leaves out all of that kind."""
+        rng = random.Random(seed)
+        fitting: dict[str, Architecture] = {SMALLEST: space.minimum.architecture} if networks else {}
+        published = {name: a for name in NAMES if space.contains(a := Architecture.named(name))}
+        checking = {name: a for name, a in published.items() if checks and a not in avoid}
+        taken = {space.largest, *fitting.values(), *published.values(), *avoid}
+        laws = {f"network {i}": (_between if i % 2 else _random) for i in range(networks)}
+        laws |= {f"check {i}": _random for i in range(checks)}
+        for name, law in laws.items():
+            for _ in range(40):
+                member = law(space, rng).architecture
+                if member not in taken:
+                    (checking if name.startswith("check") else fitting)[name] = member
+                    taken.add(member)
+                    break
+        return cls(space, num_classes, fitting, checking)
+
+    @cached_property
+    def chains(self) -> dict[str, Chain]:
+        return {chain.name: chain for chain in space_chains(self.space, self.num_classes)}
+
+    @property
+    def whole(self) -> dict[str, Architecture]:
+        """All whole networks, the reference among them."""
+        return {REFERENCE: self.space.largest, **self.networks, **self.checks}
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each candidate is for, in the order of measuring."""
+        roles = {REFERENCE: "reference"} | dict.fromkeys(self.chains, "chain") | {UNIT: "unit"}
+        return roles | dict.fromkeys(self.networks, "network") | dict.fromkeys(self.checks, "check")
+
+    def counts(self, name: str) -> Counter:
+        """How often each block's key occurs in a whole network."""
+        return Counter(b.key() for b in self.whole[name].blocks(None, self.num_classes, distilled=False))
+
+    def fit_groups(self, size: int) -> list[list[str]]:
+        """What corrects the table in groups of about `size`, all alike: each holds some chains of each sort and some
+        networks. The two chains for one block, whose difference counts, stay together."""
+        blocks: dict[str, list[str]] = {}
+        for chain in self.chains.values():
+            blocks.setdefault(chain.target.key(), []).append(chain.name)
+        units = [*blocks.values(), [UNIT], *([name] for name in self.networks)]
+        count = -(-sum(map(len, units)) // size)
+        return [[name for unit in units[i::count] for name in unit] for i in range(count)]
+
+    def check_groups(self, size: int) -> list[list[str]]:
+        names = list(self.checks)
+        count = -(-len(names) // size)
+        return [names[i::count] for i in range(count)]
+
+
+def _random(space: SearchSpace, rng: random.Random) -> Selection:
+    return space.sample_selection(rng)
+
+
+def _between(space: SearchSpace, rng: random.Random) -> Selection:
+    """A member whose every choice lies near one and the same share of the way from smallest to largest."""
+    share = rng.random()
+
+    def near(choices: int) -> int:
+        place = (choices - 1) * (share + rng.uniform(-0.25, 0.25))
+        return min(max(round(place), 0), choices - 1)
+
+    widths, kept, expansions = [], [], []
+    for stage in space.stages:
+        widths.append(stage.widths[near(len(stage.widths))])
+        ffns = [slot for slot in range(stage.slots) if not stage.is_attention(slot)]
+        attentions = [slot for slot in range(stage.slots) if stage.is_attention(slot)]
+        chosen = rng.sample(ffns, 1 + near(len(ffns)))
+        expansions.append(tuple(space.expansions[near(len(space.expansions))] for _ in chosen))
+        chosen += rng.sample(attentions, near(len(attentions) + 1))
+        kept.append(tuple(sorted(chosen)))
+    return Selection(space, tuple(widths), tuple(kept), tuple(expansions))

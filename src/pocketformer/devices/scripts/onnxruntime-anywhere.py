@@ -1,0 +1,75 @@
+"""Times all models by ONNX Runtime. Needs onnxruntime and numpy, not pocketformer: python onnxruntime-anywhere.py
+
+Writes results.json, which `pocketformer profile --import results.json` reads.
+"""
+
+import argparse
+import json
+import platform
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def open_model(path: Path, threads: int):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    feeds = {given.name: np.random.default_rng(0).standard_normal(given.shape, dtype=np.float32)}
+    return lambda: session.run(None, feeds)
+
+
+def fastest(run, calls: int) -> float:
+    """ms of the fastest of some calls, after one that is not timed."""
+    run()
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1000)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20, help="samples of each model and pass")
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--group", type=int, default=12, help="models that are loaded together")
+    args = parser.parse_args()
+    here = Path(__file__).resolve().parent
+    names = sorted(path.stem for path in (here / "models").glob("*.onnx") if path.stem != "reference")
+    rng = random.Random(0)
+    passes = []
+    for number in range(args.passes):
+        rng.shuffle(names)
+        for start in range(0, len(names), args.group):
+            group = [*names[start : start + args.group], "reference"]
+            opened = rng.sample(group, len(group))
+            runs = {name: open_model(here / "models" / f"{name}.onnx", args.threads) for name in opened}
+            calls = {name: min(max(int(2 / max(fastest(run, 2), 1e-3)), 2), 20) for name, run in runs.items()}
+            samples = {name: [] for name in group}
+            for _ in range(args.rounds):
+                for name in rng.sample(group, len(group)):
+                    samples[name].append(round(fastest(runs[name], calls[name]), 6))
+            passes.append(samples)
+            print(f"pass {number + 1} of {args.passes}: {min(start + args.group, len(names))} of {len(names)} models")
+    results = {
+        "manifest": json.loads((here / "manifest.json").read_text(encoding="utf-8"))["id"],
+        "device": platform.processor() or platform.machine(),
+        "os": f"{platform.system()} {platform.release()}",
+        "runtime": "onnxruntime",
+        "version": onnxruntime.__version__,
+        "threads": args.threads,
+        "passes": passes,
+    }
+    (here / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Images that calibrate a quantised network: of the training data, or from any folder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pocketformer.errors import UserError
+from pocketformer.models import Network
+from pocketformer.pipelines.images import open_images
+from pocketformer.training.batches import eval_batches, normalisation_of
+from pocketformer.training.data import Data, Split
+from pocketformer.training.decoding import to_pixels
+
+IMAGES = 128
+
+
+def calibration_images(
+    model: Network, source: str | None, data: Data, stored: tuple[int, int], seed: int
+) -> torch.Tensor:
+    """Up to `IMAGES` images (N, 3, H, W) as `model` takes them, chosen by the seed.
+
+    Of a folder, files at any depth (no classes needed); of a named data set, its fit split; without `source`
+    that of `data`. Raises `UserError` if there are none.
+    """
+    if source is not None and Path(source).is_dir():
+        split = _of_folder(Path(source), stored, seed)
+    else:
+        split = (data if source is None else open_images(source, stored, seed, "skip", 2)).fit
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:IMAGES])
+        split = Split("calibration", *split.take(torch.from_numpy(chosen)))
+    batches = eval_batches(split, IMAGES, model.resolution, normalisation_of(model))
+    return next(iter(batches))[0].contiguous()
+
+
+def _of_folder(folder: Path, stored: tuple[int, int], seed: int) -> Split:
+    paths = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    pixels = []
+    for index in np.random.default_rng(seed).permutation(len(paths)):
+        try:
+            with Image.open(paths[index]) as image:
+                pixels.append(to_pixels(image, stored))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # not an image, or a broken one
+            continue
+        if len(pixels) == IMAGES:
+            break
+    if not pixels:
+        raise UserError(f"--calibration {folder}: holds no images that can be read ({len(paths)} files)")
+    return Split("calibration", torch.from_numpy(np.stack(pixels)), torch.zeros(len(pixels), dtype=torch.long))

@@ -1,0 +1,47 @@
+"""Core ML on the processor of a Mac. Elsewhere its packages can be written, not run."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pocketformer.errors import UserError
+
+if sys.platform != "darwin":
+    raise ImportError("Core ML runs on macOS only")
+
+import coremltools as ct
+
+NAME, FORMAT, DEVICES = "coreml", "coreml", ("cpu",)
+
+
+class Session:
+    def __init__(self, path: str | os.PathLike):
+        if not Path(path).is_dir():
+            raise UserError(f"model package not found: {path}")
+        try:
+            self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.CPU_ONLY)
+            inputs, outputs = self._model.get_spec().description.input, self._model.get_spec().description.output
+        except Exception as error:  # Core ML raises plain RuntimeError
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"Core ML cannot load {path}: {lines[0]}") from None
+        self.shape = tuple(inputs[0].type.multiArrayType.shape)
+        self._input, self._output = inputs[0].name, outputs[0].name
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self._model.predict({self._input: x})[self._output], dtype=np.float32)
+
+    def prepare(self, x: np.ndarray) -> Callable[[], object]:
+        inputs = {self._input: x}
+        return lambda: self._model.predict(inputs)
+
+
+def load(path: str | os.PathLike, threads: int = 1, device: str = "cpu") -> Session:
+    """A loaded package. Core ML chooses its number of threads itself. Raises `UserError` for what cannot be loaded."""
+    return Session(path)
+
+
+def fingerprint(device: str = "cpu") -> dict[str, str]:
+    return {"runtime": NAME, "version": ct.__version__}

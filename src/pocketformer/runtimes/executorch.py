@@ -1,0 +1,69 @@
+"""ExecuTorch with its XNNPACK delegate, on the processor."""
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch  # before ExecuTorch's library, which needs torch's
+
+from pocketformer.errors import UserError
+
+try:  # by itself: the public name imports the whole converter, 5 to 10 s
+    from executorch.extension.pybindings import _C as library
+except ImportError:
+    from executorch.extension.pybindings import portable_lib as library
+
+NAME, FORMAT, DEVICES = "executorch", "executorch", ("cpu",)
+# A constant in our files: whether they take any number of images.
+DYNAMIC = "dynamic_batch"
+_threads: int | None = None  # of the process's only pool, once a session uses it
+
+
+class Session:
+    def __init__(self, path: str | os.PathLike, threads: int):
+        if not Path(path).is_file():
+            raise UserError(f"model file not found: {path}")
+        _use_threads(threads)
+        try:
+            self._module = library._load_for_executorch(str(path))
+            names, meta = self._module.method_names(), self._module.method_meta("forward")
+            sizes = [tuple(meta.input_tensor_meta(i).sizes()) for i in range(meta.num_inputs())]
+            dynamic = DYNAMIC in names and bool(self._module.run_method(DYNAMIC, ())[0])
+        except Exception as error:  # the library raises RuntimeError for all
+            lines = str(error).strip().splitlines()
+            raise UserError(f"ExecuTorch cannot load {path}: {lines[0] if lines else 'not a program'}") from None
+        if len(sizes) != 1 or len(sizes[0]) != 4:
+            raise UserError(f"{path}: needs one input of fixed size, as `export` writes it")
+        self.shape = (1 if dynamic else sizes[0][0], *sizes[0][1:])
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return self._module.run_method("forward", (torch.from_numpy(x),))[0].numpy()
+
+    def prepare(self, x: np.ndarray) -> Callable[[], object]:
+        inputs = (torch.from_numpy(x),)
+        return lambda: self._module.run_method("forward", inputs, clone_outputs=False)
+
+
+def _use_threads(threads: int) -> None:
+    """Replacing the pool would leave the sessions that use it with a dangling pointer."""
+    global _threads
+    if _threads not in (None, threads):
+        raise UserError(f"ExecuTorch already uses {_threads} thread(s) in this process and cannot change that")
+    if library._threadpool_get_thread_count() != threads:
+        library._unsafe_reset_threadpool(threads)
+    _threads = threads
+
+
+def load(path: str | os.PathLike, threads: int = 1, device: str = "cpu") -> Session:
+    """A loaded program (.pte). Raises `UserError` for what cannot be loaded.
+
+    All sessions of a process share one pool of threads: another number than the first one is a `UserError`.
+    A damaged file can crash the process: use `Worker`.
+    """
+    return Session(path, threads)
+
+
+def fingerprint(device: str = "cpu") -> dict[str, str]:
+    return {"runtime": NAME, "version": version("executorch")}

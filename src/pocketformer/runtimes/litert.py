@@ -1,0 +1,48 @@
+"""LiteRT (formerly TensorFlow Lite) on the processor, by its XNNPACK kernels."""
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from pocketformer.errors import UserError
+
+NAME, FORMAT, DEVICES = "litert", "litert", ("cpu",)
+
+
+class Session:
+    def __init__(self, path: str | os.PathLike, threads: int):
+        if not Path(path).is_file():
+            raise UserError(f"model file not found: {path}")
+        try:
+            # Of the kernels for operators, the default ones take XNNPACK's wherever it has one.
+            self._interpreter = Interpreter(str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except Exception as error:  # LiteRT raises ValueError and RuntimeError
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"LiteRT cannot load {path}: {lines[0]}") from None
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if len(inputs) != 1 or inputs[0]["dtype"] != np.float32 or (inputs[0]["shape_signature"] < 1).any():
+            raise UserError(f"{path}: needs one float32 input of fixed size, as `export` writes it")
+        self.shape = tuple(inputs[0]["shape"].tolist())
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        self.prepare(x)()
+        return self._interpreter.get_tensor(self._output)
+
+    def prepare(self, x: np.ndarray) -> Callable[[], object]:
+        self._interpreter.set_tensor(self._input, x)  # kept: no call overwrites an input
+        return self._interpreter.invoke
+
+
+def load(path: str | os.PathLike, threads: int = 1, device: str = "cpu") -> Session:
+    """An interpreter of a .tflite file. Raises `UserError` for what cannot be loaded."""
+    return Session(path, threads)
+
+
+def fingerprint(device: str = "cpu") -> dict[str, str]:
+    return {"runtime": NAME, "version": version("ai-edge-litert")}
