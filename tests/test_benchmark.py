@@ -1,9 +1,9 @@
 """`benchmark`: which networks it times, what it says of them, and which of the paper's observations it finds."""
 
 import json
+import os
 import random
 import statistics
-from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -63,7 +63,7 @@ def test_what_the_table_leaves_out_is_not_in_timm():
         *("PVT-Small", "T2T-ViT-14", "CSwin-T", "NasViT-Supernet"),
     }
     for word in ("edgevit", "hydra", "mobileformer", "uninet", "t2t", "cswin", "nasvit", "pvt_small"):
-        assert not timm.list_models(f"*{word}*")
+        assert not timm.list_models(f"{word}*")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,8 @@ def test_two_networks_end_to_end(cli, tmp_path):
     out, plot, page = tmp_path / "result.json", tmp_path / "plot.svg", tmp_path / "plot.html"
     code, text, _ = cli("mobilenetv3_small_050", "mobilenetv2_100", "--rounds", 7, "--out", out, "--plot", plot)
     assert code == 0
-    assert "MobileNetV2x1.0" in text and "mobilenetv3_small_050" in text
+    assert "MobileNetV2x1.0" in text
+    assert "mobilenetv3_small_050" in text
     result = json.loads(out.read_text())
     base = next(row for row in result["networks"] if row["name"] == "MobileNetV2x1.0")
     for row in result["networks"]:
@@ -159,13 +160,14 @@ def test_two_networks_end_to_end(cli, tmp_path):
         assert row["ratio"] == pytest.approx(ratios[3], rel=1e-4)
         assert row["ratio95"] == pytest.approx([ratios[0], ratios[-1]], rel=1e-4)
         assert row["median_ms"] == pytest.approx(statistics.median(row["samples"]), rel=1e-4)
-        units = {"size": 3e6, "latency": base["median_ms"]}
-        assert row["mes"] == pytest.approx(mes({"size": row["parameters"], "latency": row["median_ms"]}, units))
+        cost = {"size": row["parameters"], "latency": row["ratio"] * base["median_ms"]}
+        assert row["mes"] == pytest.approx(mes(cost, {"latency": base["median_ms"]}))
     assert base["ratio95"] == [1, 1]
     assert base["paper_ratios"] == {"pixel6": 1, "iphone12": 1, "a100": 1}
     known = result["fingerprint"]
     assert {"device", "runtime", "version", "threads", "precision", "date", "batch", "packages"} <= known.keys()
-    assert plot.read_text().startswith("<svg") and "MobileNetV2x1.0" in plot.read_text()
+    assert plot.read_text().startswith("<svg")
+    assert "MobileNetV2x1.0" in plot.read_text()
     plots.save_plot(plots.accuracy_latency(result), page)
     assert "plotly" in page.read_text().lower()
     assert not list(tmp_path.glob(".*"))
@@ -202,7 +204,7 @@ def test_what_crashes_the_runtime_is_left_out(tmp_path, monkeypatch):
 
     def fatal(self, name, path):
         if name == "killer":
-            self.worker.call(_die, what="crashed while it loaded killer")
+            self.worker.call(os._exit, 3, what="crashed while it loaded killer")
         return load(self, name, path)
 
     monkeypatch.setattr(Bench, "load", fatal)
@@ -212,12 +214,6 @@ def test_what_crashes_the_runtime_is_left_out(tmp_path, monkeypatch):
         assert "killer" in str(failed["killer"])
         assert set(failed) == {"broken", "killer"}
         assert set(bench.interleave(["a", "b"], 2, 1)) == {"a", "b"}
-
-
-def _die():
-    import os
-
-    os._exit(3)
 
 
 def test_a_network_that_cannot_be_exported_is_left_out(cli, monkeypatch):
@@ -232,8 +228,9 @@ def test_a_network_that_cannot_be_exported_is_left_out(cli, monkeypatch):
     assert code == 0
     assert "Left out: RepViT-M0.9: no such operator" in text
     assert "left out: RepViT-M0.9" in err
-    code, _, err = cli("repvit_m0_9", "--rounds", 5, "--json")
-    assert (code, err.count("Traceback")) == (0, 0)  # its MobileNetV2 alone is left
+    code, out, err = cli("repvit_m0_9", "--rounds", 5, "--json")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].endswith("no such operator")
 
 
 # --- operators
@@ -246,8 +243,9 @@ def test_operators_keep_their_shapes_and_compute_the_same_sizes():
     with torch.no_grad():
         for operator in operators.values():
             x = torch.randn(1, *operator.shape)
-            y = operator.chain(2)(x)
+            y = operator.chain(4)(x)
             assert operator.parallel or y.shape == x.shape, operator.name
+            assert 0.01 < y.std() < 10, operator.name  # values that grew would saturate the softmax of the next
     for comparison in (c for c in found if c.observation == 1):
         shapes = {tuple(o.chain(1)(torch.randn(1, *o.shape)).shape) for o in (*comparison.slower, *comparison.faster)}
         assert len(shapes) == 1
@@ -311,11 +309,10 @@ def test_operators_end_to_end(tmp_path):
         slower = [sum(parts) for parts in zip(*(found["operators"][name] for name in row["slower"]), strict=True)]
         assert row["slower_ms"] == pytest.approx(statistics.median(slower), abs=1e-5)
     text = benchmark_text.operators_text(found)
-    assert chosen[0].title in text and "Observation 2" in text
+    assert chosen[0].title in text
+    assert "Observation 2" in text
     plots.save_plot(plots.operator_ratios(found), tmp_path / "o.svg")
     assert chosen[0].title in (tmp_path / "o.svg").read_text()
-    places = [name for name, *_ in pairwise(found["observations"])]
-    assert all(int(place) in OBSERVATIONS for place in places)
 
 
 # --- refusals

@@ -183,7 +183,7 @@ MISTAKES = {
     "unknown command": (["desing"], "desing", "design", "--help"),
     "unknown option": ([*BUDGET, "--max-latancy", "1ms"], "--max-latancy", "--max-latency", "design --help"),
     "missing option": (["design", "--data", "{data}"], "--out", "design --help"),
-    "missing argument": (["benchmark"], "MODEL", "benchmark --help"),
+    "missing argument": (["report"], "RUN", "report --help"),
     "value missing": ([*DESIGN, "--max-latency"], "--max-latency"),
     "no number": ([*BUDGET, "--threads", "two"], "--threads"),
     "no epochs": ([*BUDGET, "--epochs", "0"], "--epochs", "above zero"),

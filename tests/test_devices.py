@@ -1,11 +1,11 @@
-"""Latency tables: round trips, refusals, interleaved timing, and a profile that resumes."""
+"""Latency tables: round trips, refusals, what a table says of its space, and its check."""
 
 import dataclasses
+import itertools
 import json
 import math
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -13,36 +13,9 @@ from hypothesis import given, settings
 from designed import spaces
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import Check, CheckedNetwork, Entry, LatencyTable, Reference, space_blocks
-from pocketformer.devices import profile as profiling
-from pocketformer.devices.bench import Bench
 from pocketformer.devices.chains import block_costs, space_chains
-from pocketformer.devices.fit import fit_entries
-from pocketformer.devices.measure import Measurement, interleave, paired_ratios, undisturbed
-from pocketformer.devices.whole import measure_whole
 from pocketformer.errors import UserError
-from pocketformer.runtimes import runtime
-
-TINY = {
-    "name": "tiny",
-    "design": {
-        "resolution": 16,
-        "stem_strides": [2, 1],
-        "stage_strides": [2, 1, 2],
-        "heads": 2,
-        "key_dim": 4,
-        "value_dim": 4,
-        "downsampling_heads": 2,
-        "downsampling_key_dim": 4,
-        "downsampling_value_dim": 4,
-    },
-    "expansions": [1, 2],
-    "stages": [
-        {"depth": 1, "widths": [8]},
-        {"depth": 1, "widths": [8, 16]},
-        {"depth": 2, "widths": [16], "attention": True},
-        {"depth": 1, "widths": [16], "attention": True},
-    ],
-}
+from tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +35,7 @@ def made_up(space, num_classes=10, **changes):
         num_classes=num_classes,
         resolution=space.resolution,
         fingerprint={"device": "a phone", "threads": 1},
-        check=Check((CheckedNetwork("check 0", 1.1, 1.0), CheckedNetwork("check 1", 1.5, 2.0))),
+        check=Check((CheckedNetwork("check 0", 1.1, 1.0, (0.9, 1.1)), CheckedNetwork("check 1", 1.5, 2.0))),
     )
     return dataclasses.replace(table, **changes)
 
@@ -74,7 +47,47 @@ def test_a_table_survives_its_file(space, tmp_path):
     table = made_up(space)
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
-    assert json.loads((tmp_path / "table.json").read_text())["check"]["worst"] == 0.25
+    check = json.loads((tmp_path / "table.json").read_text())["check"]
+    assert (check["worst"], check["repeatability"], check["spearman"]) == (0.25, pytest.approx(0.2), pytest.approx(1))
+
+
+def test_a_table_of_an_older_version_has_no_repeatability(space, tmp_path):
+    values = made_up(space).to_dict()
+    for network in values["check"]["networks"]:
+        del network["repeats"]
+    del values["check"]["repeatability"], values["check"]["spearman"]
+    (tmp_path / "table.json").write_text(json.dumps(values))
+    check = LatencyTable.load(tmp_path / "table.json").check
+    assert check.mean == made_up(space).check.mean
+    assert check.repeatability is None
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured"),
+    [([1, 2, 3, 4, 5], [1, 3, 2, 5, 4]), ([5, 1, 4, 2], [1, 2, 3, 4]), ([1, 1, 2, 3], [2, 1, 1, 4]), ([1, 2], [4, 3])],
+)
+def test_rank_correlation_by_its_definition(predicted, measured):
+    """Kendall-like signs, summed per value, are ranks up to scale and shift: ties get the mean."""
+
+    def ranks(values):
+        return [sum((v > w) - (v < w) for w in values) for v in values]
+
+    a, b = ranks(predicted), ranks(measured)
+    wanted = sum(x * y for x, y in zip(a, b, strict=True))
+    wanted /= (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    check = Check(tuple(CheckedNetwork("n", p, m) for p, m in zip(predicted, measured, strict=True)))
+    assert check.spearman == pytest.approx(wanted)
+
+
+def test_repeatability_is_the_mean_difference_of_passes():
+    repeats = [(1.0, 1.1), (2.0, 1.8), (3.0, 3.3)]
+    check = Check(tuple(CheckedNetwork("n", 1, sum(r) / 2, r) for r in repeats))
+    wanted = [abs(a - b) / ((a + b) / 2) for a, b in repeats]
+    assert check.repeatability == pytest.approx(sum(wanted) / 3)
+    three = Check((CheckedNetwork("n", 1, 2.0, (1.0, 2.0, 4.0)),))
+    pairs = [abs(a - b) / 2 for a, b in itertools.combinations((1, 2, 4), 2)]
+    assert three.repeatability == pytest.approx(sum(pairs) / 3)
+    assert Check((CheckedNetwork("n", 1, 1, (1.0,)),)).spearman is None
 
 
 def test_latency_is_the_sum_of_the_blocks_and_the_constant(space):
@@ -168,136 +181,3 @@ def test_space_blocks_hold_every_member_of_any_design(space):
     costs, constant = block_costs(chains, times)
     assert costs == pytest.approx(truth)
     assert constant == pytest.approx(0.5)
-
-
-# Measuring
-
-
-def test_interleaving_times_every_candidate_in_every_round():
-    calls, rounds = [], []
-    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
-    samples = interleave(runs, 5, calls=2, progress=lambda done, total: rounds.append((done, total)))
-    assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abc", 5)
-    assert rounds == [(i, 5) for i in range(1, 6)]
-    turns = [calls[i : i + 9] for i in range(0, 45, 9)]  # per round: 3 candidates, an untimed and 2 timed calls
-    for turn in turns:
-        assert all(len(set(turn[i : i + 3])) == 1 for i in (0, 3, 6))
-        assert set(turn) == set("abc")
-    assert len({tuple(turn[::3]) for turn in turns}) > 1  # the order changes
-    first, calls[:] = list(calls), []
-    interleave(runs, 5, calls=2)
-    assert calls == first  # and is a function of the seed
-
-
-def test_statistics():
-    measurement = Measurement.of([3, 1, 2, 5, 4])
-    assert (measurement.median, measurement.spread) == (3, 2)
-    assert paired_ratios([2, 9], [1, 3]) == [2, 3]
-    assert undisturbed([float(i) for i in range(100, -1, -1)]) == 10
-    assert undisturbed([7.0]) == 7
-
-
-def test_chains_find_the_costs_of_an_additive_device(space):
-    blocks = space_blocks(space, 10)
-    truth = {key: 1 + i / 10 for i, key in enumerate(blocks)}
-    chains = space_chains(space, 10)
-    times = {c.name: sum(truth[b.key()] for b in c.blocks) + 0.5 for c in chains}
-    costs, constant = block_costs(chains, times)
-    assert costs == pytest.approx(truth)
-    assert constant == pytest.approx(0.5)
-
-
-def test_whole_networks_correct_the_chains(space):
-    blocks = space_blocks(space, 10)
-    truth = {key: 1 + i / 10 for i, key in enumerate(blocks)}
-    prior = {key: ms * 0.85 for key, ms in truth.items()}  # chains run in warmer caches
-    counts = [Counter(b.key() for b in space.sample(seed).blocks(None, 10, False)) for seed in range(12)]
-    times = [sum(truth[key] * n for key, n in count.items()) + 0.2 for count in counts]
-    fitted, constant = fit_entries(prior, 0.2, blocks, list(zip(counts, times, strict=True))[:8])
-    for count, time in list(zip(counts, times, strict=True))[8:]:
-        assert sum(fitted[key] * n for key, n in count.items()) + constant == pytest.approx(time, rel=0.02)
-    assert all(abs(fitted[key] / truth[key] - 1) <= 0.16 for key in truth)
-
-
-def test_unknown_runtimes_are_named():
-    with pytest.raises(UserError, match="no runtime 'abacus'; known: onnxruntime"):
-        runtime("abacus")
-
-
-# The profile as a whole
-
-
-@pytest.fixture(scope="module")
-def profiled(space, tmp_path_factory):
-    """A finished profile: its table and its work folder."""
-    work = tmp_path_factory.mktemp("profile")
-    return profiling.profile(space, "onnxruntime", 10, work=work, **QUICK), work
-
-
-QUICK = {"rounds": 4, "networks": 4, "checks": 2}
-
-
-def test_a_profile_measures_the_space(profiled, space, tmp_path):
-    table, work = profiled
-    assert table.covers(space)
-    assert all(entry.latency > 0 and len(entry.samples) == 4 for entry in table.entries.values())
-    assert len(table.check.networks) == 2
-    assert math.isfinite(table.check.mean)
-    assert table.check.mean <= table.check.worst
-    assert table.unit > 0
-    assert table.latency(space.largest) > table.latency(space.minimum.architecture)
-    assert table.fingerprint["runtime"] == "onnxruntime"
-    assert [p.name for p in work.iterdir()] == [profiling.JOURNAL]
-    table.save(tmp_path / "table.json")
-    assert LatencyTable.load(tmp_path / "table.json") == table
-
-
-def test_an_interrupted_profile_goes_on(profiled, space, tmp_path, monkeypatch):
-    table, work = profiled
-    lines = (work / profiling.JOURNAL).read_text().splitlines(keepends=True)
-    assert len(lines) >= 4
-    journal = tmp_path / profiling.JOURNAL
-    journal.write_text("".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # killed while writing
-    measured, interleaved = [], Bench.interleave
-
-    def counting(bench, names, *args, **kwargs):
-        measured.append(set(names))
-        return interleaved(bench, names, *args, **kwargs)
-
-    monkeypatch.setattr(Bench, "interleave", counting)
-    profiling.profile(space, "onnxruntime", 10, work=tmp_path, **QUICK)
-    assert measured == [set(json.loads(lines[-1])["samples"])]
-    again = profiling.profile(space, "onnxruntime", 10, work=tmp_path, **QUICK)
-    assert len(measured) == 1
-    assert again.entries.keys() == table.entries.keys()
-
-
-def test_other_settings_start_anew(profiled, space, tmp_path, monkeypatch):
-    lines = (profiled[1] / profiling.JOURNAL).read_text()
-    (tmp_path / profiling.JOURNAL).write_text(lines)
-    monkeypatch.setattr(Bench, "interleave", lambda bench, names, *a, **k: {name: [1.0, 1.0] for name in names})
-    profiling.profile(space, "onnxruntime", 10, work=tmp_path, **{**QUICK, "rounds": 2})
-    text = (tmp_path / profiling.JOURNAL).read_text()
-    assert text.splitlines()[0] != lines.splitlines()[0]
-    assert all(set(json.loads(line)["samples"].popitem()[1]) == {1.0} for line in text.splitlines()[1:])
-
-
-def test_whole_files_are_timed_beside_the_reference(profiled, space, tmp_path):
-    table = profiled[0]
-    profiling.write_reference(space, "onnxruntime", 10, tmp_path / "reference.onnx")
-    paths = {"same": tmp_path / "reference.onnx"}
-    found = measure_whole(paths, table, tmp_path / "reference.onnx", "onnxruntime", rounds=8)["same"]
-    assert found.latency == pytest.approx(table.reference.latency, rel=0.5)
-    assert len(found.raw.samples) == 8
-    with pytest.raises(UserError, match="not found"):
-        measure_whole({"x": tmp_path / "no.onnx"}, table, tmp_path / "reference.onnx", "onnxruntime")
-    (tmp_path / "broken.onnx").write_text("no model")
-    with pytest.raises(UserError, match=r"cannot load .*broken\.onnx"):
-        measure_whole({"x": tmp_path / "broken.onnx"}, table, tmp_path / "reference.onnx", "onnxruntime")
-
-
-@pytest.mark.parametrize("changes", [{"threads": 0}, {"rounds": 1}, {"networks": 0}, {"checks": -1}])
-def test_unusable_settings_are_refused(space, tmp_path, changes):
-    with pytest.raises(UserError, match="must be at least"):
-        profiling.profile(space, "onnxruntime", 10, work=tmp_path, **changes)
-    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ def benchmark(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="Published names, architecture.json files, folders with one, exported files, networks of timm "
             "(NAME or timm:NAME). [default: --peers]",
             show_default=False,

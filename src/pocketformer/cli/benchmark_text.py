@@ -13,17 +13,17 @@ _DEVICES = {"pixel6": "Pixel 6", "iphone12": "iPhone 12", "a100": "A100"}
 
 def networks_text(found: dict) -> str:
     """The table of networks, what it means, and what was left out."""
-    from pocketformer.pipelines.benchmarking import agreement
-
     rows = found["networks"]
     table = [[cell or "-" for cell in line] for line in (_HEADER, *map(_network, rows))]
     units = {row["unit"] for row in rows}
     unit = "at 224x224 px" if units == {"MobileNetV2x1.0"} else "at each one's input size"
     lines = [_how(found), aligned(table), "", _NOTE.format(unit=unit)]
-    if shared := agreement(rows):
+    if any(row["timm"] == "fbnetc_100" for row in rows):
+        lines.append("FBNet-V3: timm's FBNet-C, whose size, cost and accuracy that row of the table has.")
+    if found["agreement"]:
         parts = (
             f"{_DEVICES[name]} {known['correlation']:.2f} ({known['networks']} networks)"
-            for name, known in shared.items()
+            for name, known in found["agreement"].items()
         )
         lines.append(f"Rank correlation of these ratios with the paper's: {', '.join(parts)}.")
     kept = [row["name"] for row in rows if row["activations"]]
@@ -47,7 +47,7 @@ def operators_text(found: dict) -> str:
         shares = ", ".join(f"{verdict} {count} x" for verdict, count in counts.items() if count)
         lines.append(f"Observation {number}, {OBSERVATIONS[int(number)]}: {shares}.")
     lines.append(
-        "\nTimes (median ± spread) are what one operator more costs in a chain; 'slower' is the side the paper calls so."
+        "\nTimes (median ± spread): what one operator more costs in a chain; 'slower' is the side the paper calls so."
         "\nHolds: its ratio is above 1 with 95 % confidence ('hardly slower': at most 1.05). Differences of 2 to 5 %"
         "\nmay come from where a session's memory lies: run again with another --seed before believing them."
     )
@@ -59,8 +59,8 @@ def without_samples(found: dict) -> dict:
     kept = {key: value for key, value in found.items() if key != "operators"}
     if "networks" in kept:
         kept["networks"] = [{k: v for k, v in row.items() if k != "samples"} for row in kept["networks"]]
-    print_ = kept["fingerprint"]
-    return {**kept, **{name: print_[name] for name in ("runtime", "threads", "batch")}}
+    how = kept["fingerprint"]
+    return {**kept, **{name: how[name] for name in ("runtime", "threads", "batch")}}
 
 
 def _how(found: dict) -> str:

@@ -1,7 +1,7 @@
 """From a trained network to a file that a device runs: fusing, exporting, verifying."""
 
 from pocketformer.deploy import efficientformer, efficientformerv2  # noqa: F401  (they register their blocks)
-from pocketformer.deploy.exporter import ExportReport, export
+from pocketformer.deploy.exporter import ExportReport, export, exporter_of
 from pocketformer.deploy.formats import FORMATS, SUFFIXES, format_by_name, format_for, format_of
 from pocketformer.deploy.fuse import FusedHead, FusedNetwork, fuse, fuse_block
 
@@ -12,6 +12,7 @@ __all__ = [
     "FusedHead",
     "FusedNetwork",
     "export",
+    "exporter_of",
     "format_by_name",
     "format_for",
     "format_of",

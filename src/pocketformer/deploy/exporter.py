@@ -17,6 +17,7 @@ from pocketformer.deploy.formats import format_of
 from pocketformer.deploy.fuse import fuse
 from pocketformer.deploy.verify import Verification, check_images, fit_images, verify
 from pocketformer.errors import UserError, WorkError
+from pocketformer.runtimes import runtime
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.runtimes.worker import Worker
 
@@ -62,9 +63,7 @@ def export(
     A path that cannot be written is a `UserError`. `model` is left as it was. The file is run in a process of
     its own: a crash there is a `WorkError` as well.
     """
-    chosen = format_of(format)
-    if precision not in chosen.PRECISIONS:
-        raise UserError(f"format {format} has no precision {precision!r}; it has {', '.join(chosen.PRECISIONS)}")
+    chosen = exporter_of(format, precision)
     if (precision == "int8") != (calibration is not None):
         raise UserError("calibration images belong to int8, and int8 needs them")
     start = time.perf_counter()
@@ -86,6 +85,14 @@ def export(
     return ExportReport(str(Path(path)), format, details, precision, dynamic_batch, found, size, seconds)
 
 
+def exporter_of(format: str, precision: str) -> ModuleType:
+    """The module of a format. Raises `UserError` if it cannot be had here, or not in that precision."""
+    chosen = format_of(format)
+    if precision not in chosen.PRECISIONS:
+        raise UserError(f"format {format} has no precision {precision!r}; it has {', '.join(chosen.PRECISIONS)}")
+    return chosen
+
+
 def _verify(
     worker: Worker,
     chosen: ModuleType,
@@ -99,7 +106,7 @@ def _verify(
         return None
 
     def run(x: np.ndarray) -> np.ndarray:
-        sessions = Sessions(chosen.RUNTIME, worker=worker)
+        sessions = Sessions(chosen.RUNTIME, device=runtime(chosen.RUNTIME).DEVICES[0], worker=worker)
         try:
             sessions.load("the file", path)
             return sessions.run("the file", x, (1, 3) if dynamic_batch else (1,))

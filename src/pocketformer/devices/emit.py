@@ -10,7 +10,7 @@ from pocketformer import files
 from pocketformer.deploy import SUFFIXES, format_of
 from pocketformer.devices.candidates import write_candidate
 from pocketformer.devices.host import packages
-from pocketformer.devices.manifest import NAME, Manifest, Model, file_digest, short_names
+from pocketformer.devices.manifest import NAME, Manifest, Model, file_digest, input_shape, short_names
 from pocketformer.devices.plan import Plan
 from pocketformer.devices.recipes import recipe
 from pocketformer.errors import UserError
@@ -66,7 +66,8 @@ def emit(
                     torch.manual_seed(seed)
                     write_candidate(writer, plan, name, temporary, batch)
                 sha256, size = file_digest(path, format.COMPANION)
-                models[name] = Model(short, path.name, name, plan.roles[name], sha256, size)
+                shape = input_shape(plan, name, batch)
+                models[name] = Model(short, path.name, name, plan.roles[name], shape, sha256, size)
                 journal.write(models[name].__dict__)
             if progress is not None:
                 progress(done, len(plan.roles), short)

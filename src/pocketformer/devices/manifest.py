@@ -19,12 +19,14 @@ _ROLES = ("network", "check")
 
 @dataclass(frozen=True)
 class Model:
-    """One file: `short` is what it and its results are called, `name` the candidate's name in the plan."""
+    """One file: `short` is what it and its results are called, `name` the candidate's name in the plan, `shape` that
+    of its float32 input."""
 
     short: str
     file: str
     name: str
     role: str
+    shape: tuple[int, ...]
     sha256: str
     bytes: int
 
@@ -54,17 +56,17 @@ class Manifest:
         return sum(model.bytes for model in self.models)
 
     def _content(self) -> dict:
-        whole = self.plan.whole
+        whole, models = self.plan.whole, []
+        for model in self.models:
+            models.append({**model.__dict__, "shape": list(model.shape)})
+            if model.role in _ROLES:
+                models[-1]["architecture"] = whole[model.name].to_dict()
         return {
             "format": FORMAT,
             "space": self.plan.space.to_dict(),
             "num_classes": self.plan.num_classes,
-            "input": [self.settings["batch"], 3, *self.plan.space.resolution],
             "settings": self.settings,
-            "models": [
-                {**m.__dict__, **({"architecture": whole[m.name].to_dict()} if m.role in _ROLES else {})}
-                for m in self.models
-            ],
+            "models": models,
         }
 
     def save(self, folder: Path) -> None:
@@ -79,8 +81,7 @@ class Manifest:
         content = {key: value for key, value in values.items() if key != "id"}
         if values.get("id") != digest(content):
             raise UserError(f"manifest {path} has been changed since the models were written")
-        known = Model.__dataclass_fields__
-        models = tuple(Model(**{k: v for k, v in m.items() if k in known}) for m in values["models"])
+        models = tuple(Model(**{k: m[k] for k in Model.__dataclass_fields__}) for m in values["models"])
         members: dict[str, dict[str, Architecture]] = {role: {} for role in _ROLES}
         for model in values["models"]:
             if model["role"] in _ROLES:
@@ -90,6 +91,14 @@ class Manifest:
         if plan.roles != {model.name: model.role for model in models}:
             raise UserError(f"manifest {path} was written by a version of pocketformer that times other chains")
         return cls(plan, values["settings"], models)
+
+
+def input_shape(plan: Plan, name: str, batch: int) -> tuple[int, ...]:
+    """What a candidate takes: a chain what its first block does, a network images."""
+    if name in plan.chains:
+        first = plan.chains[name].blocks[0]
+        return (batch, first.inputs, *first.grid)
+    return (batch, 3, *plan.space.resolution)
 
 
 def digest(value: Any) -> str:

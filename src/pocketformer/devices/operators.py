@@ -16,6 +16,7 @@ from torch import nn
 from pocketformer.architecture import Architecture
 from pocketformer.architecture.blocks import PatchStem, Stem
 from pocketformer.architecture.design import Grid
+from pocketformer.deploy.efficientformer import FusedPool
 from pocketformer.devices.candidates import fused
 from pocketformer.models.efficientformer import to_map, to_tokens
 
@@ -90,7 +91,7 @@ def _mixers(stages: list[tuple[int, Grid]]) -> list[Comparison]:
     for width, grid in stages:
         at, shape = f"{grid[0]}x{grid[1]}, width {width}", (width, *grid)
         tokens = (grid[0] * grid[1], width)
-        pool = Operator(f"pooling, {at}", shape, Pooling)
+        pool = Operator(f"pooling, {at}", shape, partial(Pooling, width))
         attention = Operator(f"MHSA on tokens, {at}", tokens, partial(Attention, width))
         both = Operator(f"pooling and reshaped MHSA, {at}", shape, partial(Reshaped, width, grid))
         mlp = Operator(f"LN-Linear MLP, {at}", tokens, partial(TokenMLP, width))
@@ -155,27 +156,26 @@ class _Sum(nn.Module):
         return sum(branch(x) for branch in self.branches)
 
 
-class Pooling(nn.Module):
-    """The token mixer of MB4D (V1 eq. 4), residual, on a map."""
+class Pooling(FusedPool):
+    """The token mixer of MB4D (V1 eq. 4) with its residual and layer scale, on a map; values keep their size."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.pool(x)
+    def __init__(self, width: int):
+        super().__init__(torch.full((width,), 0.5))
 
 
 class Attention(nn.Module):
     """The token mixer of MB3D (V1 eq. 6) with V1's dimensions, residual, on tokens; no norm: pooling has none either.
 
-    The attention bias is a constant here, as in the deployed graph.
+    No bias either, and the scale of the scores is in the weights, as in the deployed graph: without it, the softmax
+    would be full of denormal numbers, which take several times as long.
     """
 
     def __init__(self, width: int, heads: int = 8, key_dim: int = 32, value_dim: int = 128):
         super().__init__()
         self.heads, self.dims = heads, [heads * key_dim, heads * key_dim, heads * value_dim]
         self.qkv, self.proj = nn.Linear(width, sum(self.dims)), nn.Linear(heads * value_dim, width)
+        with torch.no_grad():
+            self.qkv.weight[: self.dims[0]] *= key_dim**-0.5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = self.qkv(x).split(self.dims, dim=2)
@@ -189,7 +189,7 @@ class Reshaped(nn.Module):
 
     def __init__(self, width: int, grid: Grid):
         super().__init__()
-        self.pool, self.attention, self.grid = Pooling(), Attention(width), grid
+        self.pool, self.attention, self.grid = Pooling(width), Attention(width), grid
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return to_map(self.attention(to_tokens(self.pool(x))), self.grid)

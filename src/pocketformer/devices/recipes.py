@@ -24,7 +24,7 @@ _STEPS = {
 _README = """Models to be timed on another device, for a latency table of the search space {space}.
 
 {count} {format} files in models/, {megabytes:.0f} MB: chains of blocks, whole networks, the reference network
-(reference) and MobileNetV2 x1.0 (unit). Weights are random; each takes one input of shape {shape}, float32.
+(reference) and MobileNetV2 x1.0 (unit). Weights are random; each takes one float32 input of fixed shape.
 
 1. Time them: {steps}
 2. Back here: pocketformer profile --import logs --out table.json    (or a results.json, or a times.csv)
@@ -44,20 +44,18 @@ Times are ms. Every pass has the reference; together they have all models. All o
 def recipe(manifest: Manifest) -> dict[str, str]:
     """File name to text, for the folder of emitted models."""
     name = manifest.settings["model_format"]
-    shape = [manifest.settings["batch"], 3, *manifest.plan.space.resolution]
     text = _README.format(
         space=manifest.plan.space.name,
         count=len(manifest.models),
         format=name,
         megabytes=manifest.bytes / 1e6,
-        shape=" x ".join(map(str, shape)),
         steps=_STEPS.get(name, "with the runtime's own benchmark tool (docs/devices.md)"),
         id=manifest.id,
     )
     found = {"README.txt": text}
     for script in _SCRIPTS.get(name, ()):
         source = package_files(__package__).joinpath("scripts", script).read_text(encoding="utf-8")
-        found[script] = _Template(source).substitute(manifest=manifest.id, shape=", ".join(map(str, shape)))
+        found[script] = _Template(source).substitute(manifest=manifest.id)
     return found
 
 

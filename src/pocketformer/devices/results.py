@@ -34,6 +34,8 @@ def import_table(source: Path, manifest_path: Path | None = None) -> LatencyTabl
     manifest is looked for beside it and one folder up. Raises `UserError`, naming the model, for times that are
     missing, not above zero or of unknown models, and for results of other models than the manifest's.
     """
+    if not source.exists():
+        raise UserError(f"results not found: {source}")
     manifest = Manifest.load(manifest_path or _find_manifest(source))
     results = read_results(source)
     for key in _NEEDED:
@@ -68,8 +70,6 @@ def _find_manifest(source: Path) -> Path:
     for folder in [source, source.parent, source.parent.parent]:
         if (folder / NAME).is_file():
             return folder / NAME
-    if not source.exists():
-        raise UserError(f"results not found: {source}")
     raise UserError(f"no {NAME} beside {source}; --manifest says where it is")
 
 

@@ -20,7 +20,7 @@ from pocketformer.pipelines import lineup
 from pocketformer.pipelines.lineup import Entrant
 from pocketformer.progress import say, stage
 from pocketformer.runtimes import runtime
-from pocketformer.search.objective import UNITS, mes
+from pocketformer.search.objective import mes
 
 FORMAT = "pocketformer-benchmark-1"
 
@@ -61,10 +61,12 @@ def benchmark(
         with stage("time", rounds) as progress:
             samples = bench.interleave(list(field.files), rounds, None, lambda done, _: progress.update(done), seed)
     names = [name for name in field.files if name in entrants] + [n for n in field.files if n not in entrants]
+    rows = [field.row(name, samples) for name in names]
     return {
         "format": FORMAT,
         "fingerprint": fingerprint(runtime_name, threads, device, batch, rounds, seed) | {"activation": activation},
-        "networks": [field.row(name, samples) for name in names],
+        "networks": rows,
+        "agreement": agreement(rows),
         "left_out": [{"name": name, "reason": reason} for name, reason in field.failed.items()],
     }
 
@@ -141,10 +143,9 @@ class _Field:
     def row(self, name: str, samples: dict[str, list[float]]) -> dict:
         entrant, costs, base = self.entrants[name], self.costs.get(name, {}), samples[self.units[name]]
         ms, ratios, result = Measurement.of(samples[name]), paired_ratios(samples[name], base), entrant.result
-        score = None
-        if costs:
-            units = {**UNITS, "latency": statistics.median(base)}
-            score = mes({"size": costs["parameters"], "latency": ms.median}, units)
+        ratio, score = statistics.median(ratios), None
+        if costs:  # in the ratio, the device's drift cancels
+            score = mes({"size": costs["parameters"], "latency": ratio}, {"latency": 1.0})
         return {
             "name": name,
             "timm": entrant.timm,
@@ -157,7 +158,7 @@ class _Field:
             "median_ms": ms.median,
             "spread_ms": ms.spread,
             "unit": self.units[name],
-            "ratio": statistics.median(ratios),
+            "ratio": ratio,
             "ratio95": list(median_interval(ratios)),
             "mes": score,
             "top1": list(entrant.top1),

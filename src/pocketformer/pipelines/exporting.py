@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pocketformer.deploy import SUFFIXES, ExportReport, export, format_of
+from pocketformer.deploy import SUFFIXES, ExportReport, export, exporter_of, format_of
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import paired_ratios
 from pocketformer.errors import UserError
@@ -42,6 +42,7 @@ def export_checkpoint(
     {"accuracy": {"float32", precision} on the search split where the data's classes are the network's, "ratio" of
     its latency to the float32 file's}.
     """
+    exporter_of(settings.format, settings.precision)  # refused before anything is read
     if out.is_dir() and out.suffix != SUFFIXES["coreml"]:
         raise UserError(f"--out {out} is a folder; give the path of the file")
     if settings.calibration is not None and settings.precision != "int8":

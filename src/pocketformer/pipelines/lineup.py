@@ -1,6 +1,7 @@
 """Which networks a benchmark times: those that a person names, the papers' own, and their peers."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -111,5 +112,5 @@ def _of_timm(name: str, text: str) -> Entrant:
     return Entrant(text, tuple(size.input_size[1:]) if size else UNIT_SIZE, timm=name)
 
 
-def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or NAMES)
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return " or ".join(difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.4) or NAMES)

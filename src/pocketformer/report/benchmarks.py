@@ -15,7 +15,8 @@ ENDINGS = (".svg", ".html")
 _AREA = 12.0  # square pixels of a million parameters
 _FAMILIES = (("EfficientFormerV2", "@blue"), ("EfficientFormer", "@green"), ("CONV", "@grey"), ("Hybrid", "@orange"))
 _FAMILIES += (("others", "@purple"),)
-_ROW = 0.32  # of a comparison's label above its interval
+_ROOM = 1.35  # for the outermost names
+_NAMES = 0.45  # of the width, for the names of the comparisons
 
 
 def accuracy_latency(outcome: dict) -> Plot | None:
@@ -32,14 +33,15 @@ def accuracy_latency(outcome: dict) -> Plot | None:
             labels = {"text": [safe(_short(row["name"])) for row in chosen], "textposition": "top center"}
             labels |= {"customdata": list(map(_hover, chosen)), "hovertemplate": "%{customdata}<extra></extra>"}
             marker = {"size": sizes, "opacity": 0.6}
-            dots = trace(family, x, y, "markers+text", colour, marker=marker, textfont={"size": 9}, **labels)
+            dots = trace(family, x, y, "markers+text", colour, marker=marker, textfont={"size": 7}, **labels)
             data.append(dots)
-    print_ = outcome["fingerprint"]
-    where = f"{print_['runtime']} on {print_['device']}, {print_['threads']} thread(s), batch {print_['batch']}"
-    x = log_axis("Latency measured here (ms a batch, log scale)", [row["median_ms"] for row in rows])
+    how = outcome["fingerprint"]
+    where = f"{how['runtime']} on {how['device']}, {how['threads']} thread(s), batch {how['batch']}"
+    times = [row["median_ms"] for row in rows]
+    x = log_axis("Latency measured here (ms a batch, log scale)", [min(times) / _ROOM, max(times) * _ROOM])
     picture = figure(data, x, axis("Published top-1 on ImageNet-1K", tickformat=".0%"))
     caption = f"Latency: {where}; areas: parameters; accuracies are those printed for the longest training."
-    if print_["activation"] == "relu":
+    if how["activation"] == "relu":
         caption += " All activations are ReLU; the accuracies are those with the networks' own."
     return Plot("accuracy_latency", "Published accuracy over latency measured here", picture, caption, tall=True)
 
@@ -62,14 +64,15 @@ def operator_ratios(outcome: dict) -> Plot:
             texts = [_comparison_hover(row) for _, row in chosen]
             data.append(trace(verdict, x, y, "markers", colour, texts, marker={"size": 8}))
     names = [safe(f"{row['observation']}: {row['comparison']}") for row in rows]
-    middle = [math.sqrt(low * high)] * len(rows)
-    at = [place + _ROW for place in places]
-    silent = {"showlegend": False, "hoverinfo": "skip", "textposition": "middle center", "textfont": {"size": 8}}
-    data.append(trace("names", middle, at, "text", "@fg", text=[], **silent) | {"text": names})
+    x = log_axis("Ratio of the two times (log scale)", bounds)
+    left, right = x.get("range", (-1, 1))
+    left -= _NAMES / (1 - _NAMES) * (right - left)
+    silent = {"showlegend": False, "hoverinfo": "skip", "textposition": "middle right", "textfont": {"size": 9}}
+    data.append(trace("names", [10**left] * len(rows), places, "text", "@fg", **silent) | {"text": names})
     line = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "xref": "x", "yref": "y domain"}
     shapes = [{**line, "line": {"color": "@fg", "dash": "dot", "width": 1}}]
-    y = axis("", showticklabels=False, range=[-len(rows), 1], tickvals=[], ticktext=[])
-    picture = figure(data, log_axis("Ratio of the two times (log scale)", bounds), y, shapes=shapes)
+    y = axis("", showticklabels=False, range=[-len(rows), 1], showgrid=False)
+    picture = figure(data, {**x, "range": [left, right]}, y, shapes=shapes)
     caption = (
         "Observations 1 to 4 of V1's latency analysis (Sec. 3), the side called slower there over the other; each with "
         "its 95 % interval. An interval across 1 is undecided; 'hardly slower' holds up to 1.05."

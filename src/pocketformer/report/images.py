@@ -83,6 +83,7 @@ class _Scale:
         self.low, self.high = axis.get("range", (low, high))
         self.whole = axis.get("tickformat") == "d"
         self.percent = "%" in axis.get("tickformat", "")
+        self.bare = not axis.get("showticklabels", True)
         self.given = list(zip(axis.get("tickvals", ()), axis.get("ticktext", ()), strict=True))
 
     def at(self, value: float, logarithm: bool = False) -> float:
@@ -91,7 +92,7 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
-        if self.given or self.log:
+        if self.given or self.log or self.bare:
             return [(self.at(value), text) for value, text in self.given]
         rough = (self.high - self.low) / (5 if abs(self.end - self.start) > 200 else 3)
         unit = 10 ** math.floor(math.log10(rough))
@@ -166,9 +167,10 @@ def _trace(trace: dict, x: _Scale, y: _Scale) -> str:
         sizes = sizes if isinstance(sizes, list) else [sizes] * len(points)
         parts += [_marker(a, b, {**trace["marker"], "size": s}) for (a, b), s in zip(points, sizes, strict=True)]
     if "text" in trace["mode"]:
-        size = trace.get("textfont", {}).get("size", 12)
+        size, beside = trace.get("textfont", {}).get("size", 12), trace.get("textposition") == "middle right"
+        anchor, rise = ("start", -size / 3) if beside else ("middle", size / 2)
         parts += [
-            f'<text x="{a:.1f}" y="{b - size / 2:.1f}" text-anchor="middle" font-size="{size}">{text}</text>'
+            f'<text x="{a:.1f}" y="{b - rise:.1f}" text-anchor="{anchor}" font-size="{size}">{text}</text>'
             for (a, b), text in zip(points, trace["text"], strict=True)
         ]
     return f'<g opacity="{trace.get("opacity", 1)}">{"".join(parts)}</g>'

@@ -22,6 +22,7 @@ _MODULES = {
     "openvino": "openvino",
     "executorch": "executorch",
     "litert": "litert",
+    "coreml": "coreml",
     "torch": "torch",
     "torch-compile": "torch_compile",
     "aotinductor": "aotinductor",

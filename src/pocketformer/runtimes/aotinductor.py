@@ -1,11 +1,13 @@
 """Native code that AOTInductor compiled, on the processor."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch._inductor
 
 from pocketformer.errors import UserError
 from pocketformer.runtimes.torch import first_line
@@ -20,6 +22,28 @@ class Session:
         torch.set_num_threads(threads)
         try:
             self._module = torch._inductor.aoti_load_package(str(path))
-        except Exception as error:
+            batch, *sides = json.loads(self._module.get_metadata()["input"])
+        except Exception as error:  # RuntimeError, and KeyError for another's package
             raise UserError(f"AOTInductor cannot load {path}: {first_line(error)}") from None
-        self.shape = (1, 3, 1, 1)
+        self.shape = (batch or 1, *sides)
+
+    @torch.inference_mode()
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return self._module(torch.from_numpy(x)).numpy()
+
+    def prepare(self, x: np.ndarray) -> Callable[[], object]:
+        inputs, run = [torch.from_numpy(x)], self._module.loader.run  # without what Python adds to each call
+        return torch.inference_mode()(lambda: run(inputs))
+
+
+def load(path: str | os.PathLike, threads: int = 1, device: str = "cpu") -> Session:
+    """A loaded package (.aoti.pt2). Raises `UserError` for what cannot be loaded.
+
+    It is machine code, which this runs: load only files that you made. The number of threads is set for the
+    whole process.
+    """
+    return Session(path, threads)
+
+
+def fingerprint(device: str = "cpu") -> dict[str, str]:
+    return {"runtime": NAME, "version": torch.__version__}

@@ -25,6 +25,9 @@ class Session:
     def __init__(self, path: str | os.PathLike, threads: int):
         if not Path(path).is_file():
             raise UserError(f"model file not found: {path}")
+        with open(path, "rb") as file:
+            if file.read(8)[4:6] != b"ET":  # over the names in anything else, the library aborts
+                raise UserError(f"ExecuTorch cannot load {path}: not an ExecuTorch program")
         _use_threads(threads)
         try:
             self._module = library._load_for_executorch(str(path))
@@ -32,8 +35,7 @@ class Session:
             sizes = [tuple(meta.input_tensor_meta(i).sizes()) for i in range(meta.num_inputs())]
             dynamic = DYNAMIC in names and bool(self._module.run_method(DYNAMIC, ())[0])
         except Exception as error:  # the library raises RuntimeError for all
-            lines = str(error).strip().splitlines()
-            raise UserError(f"ExecuTorch cannot load {path}: {lines[0] if lines else 'not a program'}") from None
+            raise UserError(f"ExecuTorch cannot load {path}: damaged or incomplete ({error})") from None
         if len(sizes) != 1 or len(sizes[0]) != 4:
             raise UserError(f"{path}: needs one input of fixed size, as `export` writes it")
         self.shape = (1 if dynamic else sizes[0][0], *sizes[0][1:])

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,9 +29,6 @@ class Session(EagerSession):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return super().run(x)
-
-    def prepare(self, x: np.ndarray) -> Callable[[], object]:
-        return super().prepare(x)
 
 
 def need_compiler() -> None:

@@ -3,9 +3,12 @@
 Needs g++ or clang++ (what the variable CXX names). A file holds machine code, which runs when it is loaded.
 """
 
+import json
+import zipfile
 from pathlib import Path
 
 import torch
+import torch._inductor
 from torch import nn
 
 from pocketformer.deploy.formats.torch import exported, quiet, refused
@@ -13,7 +16,6 @@ from pocketformer.runtimes.torch_compile import need_compiler
 
 NAME, COMPANION, RUNTIME = "aotinductor", None, "aotinductor"
 PRECISIONS = ("float32",)
-_OPTIONS = {}
 
 
 def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
@@ -32,13 +34,19 @@ def write(
     """Takes from 10 s for a tiny network to minutes. Raises `UserError` without a C++ compiler."""
     need_compiler()
     program = exported(module, example, dynamic_batch)
+    batch = 0 if dynamic_batch else len(example)  # the package itself does not say what it takes
+    metadata = {"input": json.dumps([batch, *example.shape[1:]]), "version": torch.__version__}
+    options = {"aot_inductor.metadata": metadata}
     with quiet(), torch.no_grad():
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(_OPTIONS))
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
         except Exception as error:  # it raises many types
             raise refused("AOTInductor", error) from None
 
 
 def describe(path: Path) -> str:
-    """The version of PyTorch that compiled it."""
-    return f"AOTInductor of PyTorch {torch.__version__}"
+    """The version of PyTorch that compiled it, and the processor that it was compiled for."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("wrapper_metadata.json"))
+        found = json.loads(archive.read(name))
+    return f"AOTInductor of PyTorch {found['version']} for {found['AOTI_MACHINE']} with {found['AOTI_CPU_ISA']}"

@@ -1,36 +1,28 @@
 """LiteRT (formerly TensorFlow Lite) files, by litert-torch; lower precisions by ai-edge-quantizer."""
 
-import io
-import os
-import sys
-import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
+from pocketformer.deploy.channels_last import channels_last
+from pocketformer.deploy.quiet import quiet
 from pocketformer.errors import UserError, WorkError
-
-try:
-    import litert_torch
-except ModuleNotFoundError as error:
-    if error.name != "litert_torch" or torch.__version__ < torch.torch_version.TorchVersion("2.15"):
-        raise
-    raise ImportError(
-        f"litert-torch needs torch < 2.15, this is {torch.__version__} (pip install 'pocketformer[litert]')"
-    ) from None
-
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
+from pocketformer.runtimes import import_part
 
 NAME, COMPANION, RUNTIME = "litert", None, "litert"
-# float16 is how weights are stored; phones with such arithmetic compute in it, others in float32.
+# float16: how weights are stored. Where there is no such arithmetic, they are computed with in float32.
 PRECISIONS = ("float32", "float16", "int8")
-_SIGNATURE = "serving_default"
+
+if find_spec("litert_torch") is None:  # importing it takes seconds, and waits for the first file
+    if torch.__version__ < (2, 15):
+        raise ModuleNotFoundError(name="litert_torch")
+    raise ImportError(
+        f"litert-torch needs torch < 2.15, and this is {torch.__version__} (pip install 'pocketformer[litert]')"
+    )
 
 
 class _Named(nn.Module):
@@ -45,7 +37,7 @@ class _Named(nn.Module):
 
 
 def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
-    """The same as `write`: there is one converter."""
+    """As `write` does: there is no quicker way to the same graph."""
     write(module, example, path)
 
 
@@ -57,13 +49,17 @@ def write(
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
 ) -> None:
-    """Input (1, C, H, W) and logits stay float32 in every precision; int8 is static, weights per channel."""
+    """For single images; input (1, C, H, W) and logits stay float32 in every precision.
+
+    int8: weights per output channel, activations per tensor, calibrated on `calibration` (N, C, H, W).
+    """
     if dynamic_batch:
         raise UserError("format litert is for single images: it has no dynamic batch")
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
+        converter = import_part("litert_torch", "format litert")
         try:
-            named = _Named(module).eval()
-            data = litert_torch.convert(named, sample_kwargs={"image": example}).model_content()
+            named = _Named(channels_last(module)).eval()
+            data = converter.convert(named, sample_kwargs={"image": example}).model_content()
             if precision != "float32":
                 data = _quantised(data, precision, calibration)
         except Exception as error:  # torch.export, JAX, MLIR and the quantiser raise many types
@@ -73,6 +69,8 @@ def write(
 
 
 def _quantised(data: bytes, precision: str, calibration: torch.Tensor | None) -> bytes:
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
+
     operation, algorithm = qtyping.TFLOperationName, algorithm_manager.AlgorithmName
     if precision == "float16":
         chosen, found = quantizer.Quantizer(data), None
@@ -83,33 +81,17 @@ def _quantised(data: bytes, precision: str, calibration: torch.Tensor | None) ->
         chosen = quantizer.Quantizer(data, recipe.static_wi8_ai8())
         for end in (operation.INPUT, operation.OUTPUT):
             chosen.update_quantization_recipe(".*", end, algorithm_key=algorithm.NO_QUANTIZE)
-        images = [{"image": image[None].numpy()} for image in calibration]
-        found = chosen.calibrate({_SIGNATURE: images}, num_threads=1)
+        images = [{"image": image.numpy()} for image in calibration.split(1)]
+        found = chosen.calibrate({"serving_default": images}, num_threads=1)
     return chosen.quantize(found, enable_progress_bar=False, enable_progress_report=False).quantized_model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress and logs; native code writes its own to the file descriptor of stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as log, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        os.dup2(log.fileno(), 2)
-        try:
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def operators(path: Path) -> Counter[str]:
     """How many operators of each kind a file holds; those that are not LiteRT's own are CUSTOM."""
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    codes = [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
-    return Counter(codes[operator.opcodeIndex] for graph in model.subgraphs for operator in graph.operators)
+    kinds = [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
+    return Counter(kinds[operator.opcodeIndex] for graph in model.subgraphs for operator in graph.operators)
 
 
 def describe(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 import copy
 import io
+import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,4 +88,7 @@ def quiet() -> Iterator[None]:
 
 def describe(path: Path) -> str:
     """The version of PyTorch that wrote it."""
-    return f"torch.export program of PyTorch {torch.__version__}"
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        written = json.loads(archive.read(name))
+    return f"torch.export program of PyTorch {written['torch_version']}"

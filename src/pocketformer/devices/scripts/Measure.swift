@@ -11,7 +11,6 @@ import UIKit
 #endif
 
 let manifest = "@@manifest"
-let shape: [NSNumber] = [@@shape]
 
 func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, group: Int = 12) async throws {
     let folder = Bundle.main.resourceURL!.appendingPathComponent("models")
@@ -21,8 +20,6 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
     let others = packages.filter { $0 != reference }
     let configuration = MLModelConfiguration()
     configuration.computeUnits = units
-    let image = try MLMultiArray(shape: shape, dataType: .float32)
-    for i in 0..<image.count { image[i] = NSNumber(value: Float.random(in: -1...1)) }
 
     var found: [[String: [Double]]] = []
     for _ in 0..<passes {
@@ -32,8 +29,10 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
             for url in Array(order[start..<min(start + group, order.count)]) + [reference] {
                 let compiled = try await MLModel.compileModel(at: url)
                 let model = try MLModel(contentsOf: compiled, configuration: configuration)
-                let name = model.modelDescription.inputDescriptionsByName.keys.first!
-                let input = try MLDictionaryFeatureProvider(dictionary: [name: image])
+                let (name, description) = model.modelDescription.inputDescriptionsByName.first!
+                let values = try MLMultiArray(shape: description.multiArrayConstraint!.shape, dataType: .float32)
+                for i in 0..<values.count { values[i] = NSNumber(value: Float.random(in: -1...1)) }
+                let input = try MLDictionaryFeatureProvider(dictionary: [name: values])
                 runs.append((url.deletingPathExtension().lastPathComponent, { _ = try model.prediction(from: input) }))
             }
             var samples: [String: [Double]] = [:]

@@ -1,0 +1,298 @@
+"""Devices that cannot run Python: models emitted, timed by a stand-in that knows only their folder, and imported."""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pocketformer.architecture import SearchSpace
+from pocketformer.devices import LatencyTable, emit
+from pocketformer.devices.logs import read_log
+from pocketformer.devices.manifest import Manifest, file_digest
+from pocketformer.devices.profile import profile
+from pocketformer.errors import UserError
+from pocketformer.pipelines.profiling import emit_models, import_file
+from pocketformer.pipelines.settings import ProfileSettings
+from tiny import TINY
+
+FEW = ProfileSettings(networks=6, checks=3)
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def emitted(space_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emitted")
+    emit_models(str(space_file), "onnx", 10, FEW, 0, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def device(emitted, tmp_path_factory):
+    """The folder as it lies on the other device, with times measured there: by the emitted script, in a process that
+    has ONNX Runtime and numpy."""
+    there = tmp_path_factory.mktemp("device") / "carried"
+    shutil.copytree(emitted, there, ignore=shutil.ignore_patterns(".*"))
+    script = [sys.executable, "-I", "onnxruntime-anywhere.py", "--rounds", "8"]
+    subprocess.run(script, cwd=there, check=True, capture_output=True)
+    assert "pocketformer" not in (there / "onnxruntime-anywhere.py").read_text().split('"""')[2]
+    return there
+
+
+def test_what_is_emitted(emitted):
+    manifest = Manifest.load(emitted / "manifest.json")
+    roles = [model.role for model in manifest.models]
+    assert roles.count("reference") == roles.count("unit") == 1
+    assert (roles.count("network"), roles.count("check")) == (7, 3)
+    assert roles.count("chain") == len(manifest.plan.chains)
+    for model in manifest.models:
+        path = emitted / "models" / model.file
+        assert file_digest(path, None) == (model.sha256, model.bytes)
+        session = __import__("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert tuple(session.get_inputs()[0].shape) == tuple(model.shape)
+    readme = (emitted / "README.txt").read_text()
+    assert manifest.id in readme
+    assert f"{len(manifest.models)} onnx files" in readme
+    assert manifest.id in (emitted / "jetson-trtexec.sh").read_text()
+    for script in emitted.glob("*.sh"):
+        subprocess.run(["sh", "-n", script], check=True)
+
+
+def test_round_trip_through_a_stand_in_device(device, space_file, tmp_path):
+    """The imported table agrees with a profile of this machine, as far as so few samples can."""
+    out = tmp_path / "table.json"
+    table = import_file(device / "results.json", None, out)
+    assert LatencyTable.load(out) == table
+    space = SearchSpace.load(space_file)
+    assert table.covers(space)
+    assert table.fingerprint["measured"] == "elsewhere"
+    assert table.fingerprint["runtime"] == "onnxruntime"
+    assert len(table.check.networks) == 3
+    assert table.check.repeatability is not None
+    import_file(device / "results.json", device / "manifest.json", tmp_path / "again.json")
+    assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
+
+    local = profile(space, "onnxruntime", 10, rounds=8, networks=6, checks=0, work=tmp_path / "work")
+    assert local.entries.keys() == table.entries.keys()
+    shares = [
+        (table.entries[key].latency / table.reference.latency) / (local.entries[key].latency / local.reference.latency)
+        for key in local.entries
+    ]
+    assert 0.7 < statistics.median(shares) < 1.4
+    members = [space.sample(seed) for seed in range(20)]
+    mine, theirs = ([t.latency(a) / t.reference.latency for a in members] for t in (local, table))
+    assert statistics.correlation(mine, theirs) > 0.9
+
+
+# A device whose times follow from the files' sizes alone, behind the command line of trtexec.
+_TRTEXEC = """#!/bin/sh
+for argument; do
+    case $argument in
+        --onnx=*) onnx=${argument#--onnx=} ;;
+        --saveEngine=*) cp "$onnx" "${argument#--saveEngine=}" ;;
+        --loadEngine=*)
+            ms=$(wc -c < "${argument#--loadEngine=}" | awk '{ printf "%.6f", 0.05 + $1 / 100000 }')
+            echo "[I] === Performance summary ==="
+            echo "[I] Latency: min = 9 ms, max = 9 ms, mean = 9 ms, median = 9 ms, percentile(99%) = 9 ms"
+            echo "[I] GPU Compute Time: min = 0 ms, max = 9 ms, mean = 7 ms, median = $ms ms, percentile(99%) = 9 ms"
+            echo "[I] Total GPU Compute Time: 3 s" ;;
+    esac
+done
+"""
+
+
+def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
+    there = tmp_path / "jetson"
+    shutil.copytree(emitted, there)
+    (tmp_path / "trtexec").write_text(_TRTEXEC)
+    (tmp_path / "trtexec").chmod(0o755)
+    run = ["sh", "jetson-trtexec.sh"]
+    where = {"cwd": there, "env": {"PATH": "/usr/bin:/bin", "TRTEXEC": str(tmp_path / "trtexec")}}
+    subprocess.run(run, check=True, **where)
+    logs = sorted((there / "logs").rglob("*.txt"))
+    models = len(list((there / "models").iterdir()))
+    assert sum(log.name != "reference.txt" for log in logs) == 2 * (models - 1)
+    logs[3].unlink()
+    before = {log: log.stat().st_mtime_ns for log in logs if log.exists()}
+    subprocess.run(run, check=True, **where)  # goes on with what is missing
+    assert logs[3].exists()
+    assert {log: log.stat().st_mtime_ns for log in before} == before
+
+    table = import_file(there / "logs", None, tmp_path / "table.json")
+    assert table.fingerprint["runtime"] == "tensorrt"
+    size = (there / "models" / "reference.onnx").stat().st_size
+    assert table.reference.latency == pytest.approx(0.05 + size / 1e5, abs=1e-5)
+    assert table.check.repeatability == pytest.approx(0)
+    assert table.check.mean < 0.05
+
+
+def test_times_noted_by_hand(emitted, tmp_path):
+    """As read from Xcode's performance reports: one line a model, one column a pass."""
+    manifest = Manifest.load(emitted / "manifest.json")
+    lines = ["# model,ms,ms", *(f"{m.file},{m.bytes / 1e5},{m.bytes / 1e5 * 1.02}" for m in manifest.models)]
+    (tmp_path / "times.csv").write_text("\n".join(lines))
+    about = {"manifest": manifest.id, "device": "iPhone 15", "os": "iOS 18", "runtime": "coreml"}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    table = import_file(tmp_path / "times.csv", emitted / "manifest.json", tmp_path / "table.json")
+    assert table.fingerprint["device"] == "iPhone 15"
+    assert table.check.repeatability == pytest.approx(0, abs=1e-9)  # the reference drifted alike
+
+
+def _everywhere(change):
+    """A change of one model's times, in all passes."""
+
+    def changed(values):
+        for group in values["passes"]:
+            if "chain_003" in group:
+                change(group)
+
+    return changed
+
+
+def _set(key, value):
+    return lambda values: values.__setitem__(key, value)
+
+
+REFUSED = {
+    "missing": (_everywhere(lambda g: g.pop("chain_003")), r"no times of chain_003 \(4 x "),
+    "negative": (_everywhere(_set("chain_003", [1.0, -0.5])), r"chain_003 has a time of -0\.5 ms"),
+    "zero": (_everywhere(_set("chain_003", [0])), r"chain_003 has a time of 0 ms"),
+    "nan": (_everywhere(_set("chain_003", {"samples_ms": [math.nan]})), r"chain_003 has a time of nan ms"),
+    "text": (_everywhere(_set("chain_003", ["1 ms"])), r"chain_003 has no times"),
+    "null": (_everywhere(_set("chain_003", None)), r"chain_003 has no times"),
+    "empty": (_everywhere(_set("chain_003", [])), r"chain_003 has no times"),
+    "unknown": (_everywhere(_set("chain_999", [1.0])), r"'chain_999' is none of the manifest's \d+ models"),
+    "twice": (_everywhere(_set("chain_003.onnx", [1.0])), r"chain_003 is there twice"),
+    "no reference": (lambda v: v["passes"][1].pop("reference"), r"pass 2 has no times of the reference"),
+    "other models": (_set("manifest", "0" * 64), r"times of other models than this manifest's \(tiny\)"),
+    "no device": (_set("device", ""), r"does not say its 'device'"),
+    "no passes": (_set("passes", []), r"needs 'models', or 'passes'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_results_that_cannot_be_used(device, tmp_path, name):
+    change, message = REFUSED[name]
+    values = json.loads((device / "results.json").read_text())
+    change(values)
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message) as caught:
+        import_file(tmp_path / "results.json", device / "manifest.json", tmp_path / "table.json")
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_times_as_a_single_pass_of_means(device, tmp_path):
+    passes = json.loads((device / "results.json").read_text())["passes"]
+    means = {name: {"mean_ms": statistics.fmean(ms)} for group in passes for name, ms in group.items()}
+    values = json.loads((device / "results.json").read_text())
+    del values["passes"]
+    (tmp_path / "results.json").write_text(json.dumps({**values, "models": means}))
+    table = import_file(tmp_path / "results.json", device / "manifest.json", tmp_path / "table.json")
+    assert table.check.repeatability is None
+    assert table.reference.latency == pytest.approx(means["reference"]["mean_ms"])
+
+
+def test_a_changed_manifest_is_refused(device, tmp_path):
+    values = json.loads((device / "manifest.json").read_text())
+    values["models"][2]["sha256"] = "0" * 64
+    (tmp_path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"manifest\.json has been changed"):
+        import_file(device / "results.json", tmp_path / "manifest.json", tmp_path / "table.json")
+    with pytest.raises(UserError, match="not a manifest"):
+        import_file(device / "results.json", device / "results.json", tmp_path / "table.json")
+    with pytest.raises(UserError, match="results not found"):
+        import_file(tmp_path / "nowhere" / "results.json", None, tmp_path / "table.json")
+
+
+def test_an_interrupted_emission_goes_on(space_file, emitted, tmp_path, monkeypatch):
+    written, write = [], emit.write_candidate
+
+    def until(most):
+        def writing(format, plan, name, *rest):
+            if len(written) == most:
+                raise KeyboardInterrupt
+            written.append(name)
+            write(format, plan, name, *rest)
+
+        return writing
+
+    job = (str(space_file), "onnx", 10, FEW, 0, tmp_path / "models")
+    monkeypatch.setattr(emit, "write_candidate", until(5))
+    with pytest.raises(KeyboardInterrupt):
+        emit_models(*job)
+    assert not (tmp_path / "models" / "manifest.json").exists()
+    monkeypatch.setattr(emit, "write_candidate", until(math.inf))
+    manifest = emit_models(*job)
+    assert sorted(written) == sorted(model.name for model in manifest.models)
+    assert manifest.id == Manifest.load(emitted / "manifest.json").id  # files are a function of the settings
+    emit_models(*job)
+    assert len(written) == len(manifest.models)
+    with pytest.raises(UserError, match="holds models of other settings"):
+        emit_models(*job[:2], 11, *job[3:])
+
+
+@pytest.mark.parametrize(
+    ("format", "message"), [("tensorrt", "only on the machine they were made on; emit onnx"), ("abacus", "no export")]
+)
+def test_formats_that_cannot_be_carried(space_file, tmp_path, format, message):
+    with pytest.raises(UserError, match=message):
+        emit_models(str(space_file), format, 10, FEW, 0, tmp_path / "models")
+    assert list(tmp_path.iterdir()) == []
+
+
+LOGS = {
+    "litert.txt": (
+        "INFO: count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450\n"
+        "INFO: Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, "
+        "Inference (avg): 33209.4\n",
+        [33.2094],
+    ),
+    "older-litert.txt": (
+        "Average inference timings in us: Warmup: 76605.9, Init: 9933, no stats: 66767.6\n",
+        [66.7676],
+    ),
+    "executorch.txt": (
+        "I 00:00:00.1 executorch:executor_runner.cpp:133] Model loaded in 3.500000 ms.\n"
+        "I ExecuTorch: Iteration 1 of 3: 9.000000 ms\nI ExecuTorch: Iteration 2 of 3: 2.500000 ms\n"
+        "I ExecuTorch: Iteration 3 of 3: 2.600000 ms\n"
+        "I ExecuTorch: Model executed successfully 3 time(s) in 14.100000 ms.\n",
+        [2.5, 2.6],
+    ),
+    "older-executorch.txt": ("I x] Model executed successfully 10 time(s) in 25.000000 ms.\n", [2.5]),
+    "trtexec.txt": (
+        "[I] Latency: min = 1.2 ms, max = 2 ms, mean = 1.5 ms, median = 1.4 ms, percentile(99%) = 2 ms\n"
+        "[I] GPU Compute Time: min = 0.9 ms, max = 1.7 ms, mean = 1.1 ms, median = 1.05 ms, percentile(99%) = 1.6 ms\n",
+        [1.05],
+    ),
+    "trtexec.json": (
+        '[\n  { "startEnqMs" : 1, "computeMs" : 1.5 }\n, { "startEnqMs" : 2, "computeMs" : 1.25 }\n]',
+        [1.5, 1.25],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_logs_of_benchmark_tools(tmp_path, name):
+    text, wanted = LOGS[name]
+    (tmp_path / name).write_text(text)
+    assert read_log(tmp_path / name) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("text", ["", "error: could not open the model\n", "Inference (avg): \n"])
+def test_logs_without_times(tmp_path, text):
+    path = Path(tmp_path / "chain_000.txt")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"chain_000\.txt: no times"):
+        read_log(path)
