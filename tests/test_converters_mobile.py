@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from perturbed import perturb
 from torch import nn
 
+from perturbed import perturb
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import export, fuse
 from pocketformer.deploy.channels_last import channels_last
@@ -160,7 +160,7 @@ def test_what_a_converter_rejects_is_told_in_one_line(request, small, images, tm
     monkeypatch.setattr(where, refuse)
     with pytest.raises(WorkError, match=r"^export refused: .* rejects this network \(no such operator\)$"):
         export(small, tmp_path / "model", images, format)
-    with pytest.raises(UserError, match="no dynamic batch$"):
+    with pytest.raises(UserError, match=r"no dynamic batch$"):
         export(small, tmp_path / "model", images, format, dynamic_batch=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -239,7 +239,7 @@ def test_tensorrt_is_given_float16_between_float32_ends(small, images, tmp_path,
     with torch.no_grad():
         wanted = fused(images[:1]).numpy()
     assert np.abs(session.run(None, {"image": images[:1].numpy()})[0] - wanted).max() < 0.05 * wanted.std()
-    with pytest.raises(UserError, match="no dynamic batch$"):
+    with pytest.raises(UserError, match=r"no dynamic batch$"):
         format.write(fused, images[:1], path, dynamic_batch=True)
     for name in ("deploy.formats.tensorrt", "runtimes.tensorrt"):  # they hold the stand-in
         sys.modules.pop(f"pocketformer.{name}", None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -21,6 +21,16 @@ JOURNAL = ".emitted.jsonl"
 _NOT_PORTABLE = {"tensorrt": "onnx (trtexec builds the engine on the device)", "aotinductor": "torch"}
 
 
+def check_format(name: str, precision: str) -> ModuleType:
+    """The format's module. Raises `UserError` if files of it cannot be carried, or lack that precision."""
+    if name in _NOT_PORTABLE:
+        raise UserError(f"{name} files run only on the machine they were made on; emit {_NOT_PORTABLE[name]}")
+    format = format_of(name)
+    if precision == "int8" or precision not in format.PRECISIONS:
+        raise UserError(f"models of format {name} are not emitted in {precision!r}")
+    return format
+
+
 def emit(
     plan: Plan,
     format_name: str,
@@ -34,16 +44,10 @@ def emit(
     """Writes every candidate of the plan into `folder`/models in that format, with a manifest and a recipe.
 
     Interrupted, the same call goes on: files that were finished stay. The runtime need not be there, the
-    format's converter must. Raises `UserError` if it is not, for a format whose files cannot be carried to another
-    device, for a precision that the format lacks, and if the folder holds models of other settings.
+    format's converter must. Raises `UserError` if it is not, for what `check_format` refuses, and if the folder holds
+    models of other settings.
     """
-    if format_name in _NOT_PORTABLE:
-        raise UserError(
-            f"{format_name} files run only on the machine they were made on; emit {_NOT_PORTABLE[format_name]}"
-        )
-    format = format_of(format_name)
-    if precision == "int8" or precision not in format.PRECISIONS:
-        raise UserError(f"models of format {format_name} are not emitted in {precision!r}")
+    format = check_format(format_name, precision)
     writer = format
     if precision != "float32":
         writer = SimpleNamespace(write_quick=lambda *args: format.write(*args, precision))

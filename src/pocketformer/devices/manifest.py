@@ -81,16 +81,23 @@ class Manifest:
         content = {key: value for key, value in values.items() if key != "id"}
         if values.get("id") != digest(content):
             raise UserError(f"manifest {path} has been changed since the models were written")
-        models = tuple(Model(**{k: m[k] for k in Model.__dataclass_fields__}) for m in values["models"])
+        try:
+            models = tuple(Model(**{k: m[k] for k in Model.__dataclass_fields__}) for m in values["models"])
+            plan, settings = cls._plan(values, str(path)), values["settings"]
+        except (KeyError, TypeError):
+            raise UserError(f"manifest {path} was written by another version of pocketformer") from None
+        if plan.roles != {model.name: model.role for model in models}:
+            raise UserError(f"manifest {path} was written by a version of pocketformer that times other chains")
+        return cls(plan, settings, models)
+
+    @staticmethod
+    def _plan(values: dict, where: str) -> Plan:
         members: dict[str, dict[str, Architecture]] = {role: {} for role in _ROLES}
         for model in values["models"]:
             if model["role"] in _ROLES:
-                members[model["role"]][model["name"]] = Architecture.from_dict(model["architecture"], str(path))
-        space = SearchSpace.from_dict(values["space"], str(path))
-        plan = Plan(space, values["num_classes"], members["network"], members["check"])
-        if plan.roles != {model.name: model.role for model in models}:
-            raise UserError(f"manifest {path} was written by a version of pocketformer that times other chains")
-        return cls(plan, values["settings"], models)
+                members[model["role"]][model["name"]] = Architecture.from_dict(model["architecture"], where)
+        space = SearchSpace.from_dict(values["space"], where)
+        return Plan(space, values["num_classes"], members["network"], members["check"])
 
 
 def input_shape(plan: Plan, name: str, batch: int) -> tuple[int, ...]:

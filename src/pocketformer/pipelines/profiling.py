@@ -10,7 +10,7 @@ from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
 from pocketformer.devices import Check, LatencyTable
 from pocketformer.devices.candidates import write_network
-from pocketformer.devices.emit import emit
+from pocketformer.devices.emit import check_format, emit
 from pocketformer.devices.manifest import Manifest
 from pocketformer.devices.plan import Plan
 from pocketformer.devices.profile import JOURNAL, check_settings, profile, write_reference
@@ -90,7 +90,12 @@ def profile_file(
     _check_file(out)
     space = SearchSpace.named(space_name)
     work = out.with_name(f".{out.name}.work")
-    table = profile_space(space, runtime_name, num_classes, settings, seed, work)
+    try:
+        table = profile_space(space, runtime_name, num_classes, settings, seed, work)
+    except UserError:
+        if len(files.Lines.read(work / JOURNAL)) <= 1:  # nothing was measured
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     table.save(out)
     shutil.rmtree(work, ignore_errors=True)
     warn_if_wrong(table)
@@ -114,6 +119,7 @@ def emit_models(
     """`profile --emit-models`: what a profile would time, as files for another device."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--emit-models {folder} is a file; give a folder")
+    check_format(format_name, precision)
     check_settings(1, settings.batch, num_classes, settings.rounds, settings.networks, settings.checks)
     plan = Plan.draw(SearchSpace.named(space_name), num_classes, settings.networks, settings.checks, seed)
     with stage(f"write {format_name} models", len(plan.roles)) as progress:

@@ -68,9 +68,9 @@ def _lowered(program: torch.export.ExportedProgram, dynamic_batch: bool):
 
 
 def _delegable():
-    """A pass over the graph that rewrites, exactly, what would be left to slow operators outside XNNPACK.
+    """A pass over the graph that rewrites, exactly, what XNNPACK gets wrong or is not given.
 
-    Every such operator also splits the graph, and each part converts its inputs and outputs to another layout.
+    Each operator outside XNNPACK splits the graph, and every part converts its inputs and outputs to another layout.
     """
     aten = _part("executorch.exir.dialects._ops").ops.edge.aten
 
@@ -88,6 +88,11 @@ def _delegable():
             if op == aten.mean.dim and x.ndim == 4 and len(args) == 2:  # XNNPACK keeps the reduced sides
                 kept = call(op, (args[0], args[1], True), kwargs, meta)
                 return call(aten.view_copy.default, (kept, [-1, x.shape[1]]), {}, meta)
+            if op == aten._softmax.default and x.ndim == 4 and args[1] in (-1, 3):
+                # Behind a convolution, XNNPACK has the channels last and normalises over them. Not behind a view.
+                flat = call(aten.view_copy.default, (args[0], [-1, *x.shape[2:]]), {}, meta)
+                flat = call(op, (flat, -1, args[2]), kwargs, meta)
+                return call(aten.view_copy.default, (flat, [-1, *x.shape[1:]]), {}, meta)
             return call(op, args, kwargs, meta)
 
     return Delegable()
