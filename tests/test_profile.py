@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.deploy import format_for as runtime_format
 from pocketformer.devices import LatencyTable, space_blocks
 from pocketformer.devices import profile as profiling
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.devices.fit import fit_entries
+from pocketformer.devices.groups import Groups
 from pocketformer.devices.measure import Measurement, interleave, paired_ratios, undisturbed
 from pocketformer.devices.plan import REFERENCE, SMALLEST, UNIT, Plan
 from pocketformer.devices.tabulate import tabulate
@@ -152,6 +154,22 @@ def test_the_fit_has_little_bias_at_either_end(name):
     assert not published or np.mean(published) < 0.03
 
 
+def test_disturbed_networks_count_less():
+    errors = {False: [], True: []}
+    for seed in range(3):
+        plan = Plan.draw(SearchSpace.named("pocket28"), 10, 64, 0, seed)
+        device = Device(plan, seed, noise=0.01)
+        groups = [device.group(names) for names in plan.fit_groups(12)]
+        for disturbed in (False, True):
+            for name in list(plan.networks)[1::12] if disturbed else ():
+                for group in groups:
+                    group.update({name: [1.4 * ms for ms in group[name]]} if name in group else {})
+            table = tabulate(plan, groups, {})
+            members = [plan.space.sample(i) for i in range(20)]
+            errors[disturbed] += [abs(table.latency(a) / device.true(a) - 1) for a in members]
+    assert np.mean(errors[True]) < 1.6 * np.mean(errors[False])
+
+
 def test_drift_between_groups_is_taken_out(space):
     plan = Plan.draw(space, 10, 8, 4, 0)
     device = Device(plan, 0, noise=0)
@@ -165,6 +183,39 @@ def test_drift_between_groups_is_taken_out(space):
         assert drifting.entries[key].samples == pytest.approx(steady.entries[key].samples, abs=2e-6)
     assert drifting.check.repeatability == pytest.approx(0, abs=1e-9)
     assert len(drifting.check.networks[0].repeats) == 2
+
+
+class Slots:
+    """A bench on which whatever is loaded at a lucky place runs a tenth faster."""
+
+    def __init__(self, lucky):
+        self.lucky, self.loaded = lucky, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_): ...
+
+    def load(self, name, path):
+        self.loaded.append(name)
+
+    def drop(self, names): ...
+
+    def interleave(self, names, rounds, **_):
+        return {name: [0.9 if name == self.lucky else 1.0] * rounds for name in names}
+
+
+@pytest.mark.parametrize("lucky", [REFERENCE, f"{REFERENCE}, copy 1", "a"])
+def test_a_lucky_session_of_the_reference_is_no_error_of_all_others(tmp_path, lucky):
+    written = []
+    groups = Groups(lambda name, path: written.append(name), runtime_format("onnxruntime"), 3, 0, tmp_path, {})
+    parts = {"fit": [["a", "b"], ["c", "d"]], "check": [["e"]]}
+    found = groups.measure(parts, lambda: Slots(lucky), None)
+    assert [set(group) for group in found] == [{"a", "b", REFERENCE}, {"c", "d", REFERENCE}, {"e", REFERENCE}]
+    assert all(group[REFERENCE] == pytest.approx([1.0] * 3) for group in found)
+    assert written.count(REFERENCE) == 8  # four sessions in each part
+    again = groups.measure(parts, lambda: Slots("b"), None)
+    assert again == found  # from the journal
 
 
 def test_without_networks_the_table_is_the_chains_own(space):

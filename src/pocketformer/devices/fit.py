@@ -15,6 +15,9 @@ _WIDER = (0.0, 0.1, 0.3)
 _EACH = (0.03, 0.1)
 _CONSTANT = (0.05, 0.2)  # of the median network's time
 _NOISE = (0.01, 0.03)  # of a whole network's time: measurement, and what no sum over blocks explains
+# Networks that others predict much worse than usual were disturbed while they were timed: from so many standard
+# deviations on they count less (Huber's weights, on residuals left out), and in choosing at most as this error.
+_USUAL, _AT_MOST = 2.5, 0.15
 
 
 def fit_entries(
@@ -44,17 +47,24 @@ def fit_entries(
     scale = np.outer(prior[:-1], prior[:-1])
     errors = times - counts @ prior
 
+    def solve(covariance, noise):
+        """The corrected values, and the relative error of each network when predicted from the others."""
+        gain = covariance @ counts.T
+        inverse = np.linalg.inv(counts @ gain + np.diag((noise * times) ** 2))
+        return prior + gain @ inverse @ errors, np.abs(inverse @ errors / np.diag(inverse)) / times
+
     best = None
     for alike, slope, each, offset, noise in itertools.product(_ALIKE, _WIDER, _EACH, _CONSTANT, _NOISE):
         covariance = np.zeros((len(prior), len(prior)))
         covariance[:-1, :-1] = (alike**2 * same_kind + slope**2 * wider + each**2 * np.eye(len(keys))) * scale
         covariance[-1, -1] = (offset * np.median(times)) ** 2
-        gain = covariance @ counts.T
-        inverse = np.linalg.inv(counts @ gain + np.diag((noise * times) ** 2))
-        left_out = inverse @ errors / np.diag(inverse)  # each network's error when predicted from the others
-        score = float(np.mean((left_out / times) ** 2))
+        fitted, left_out = solve(covariance, noise)
+        score = float(np.mean(np.minimum(left_out, _AT_MOST) ** 2))
         if best is None or score < best[0]:
-            best = score, prior + gain @ inverse @ errors
-    fitted = best[1]
+            best = score, fitted, left_out, covariance, noise
+    _, fitted, left_out, covariance, noise = best
+    for _ in range(2):
+        usual = _USUAL * max(1.4826 * np.median(left_out), noise)
+        fitted, left_out = solve(covariance, noise * np.maximum(1, left_out / usual) ** 2)
     fitted[:-1] = np.maximum(fitted[:-1], 0.1 * prior[:-1])
     return dict(zip(keys, map(float, fitted[:-1]), strict=True)), float(fitted[-1])
