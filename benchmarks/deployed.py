@@ -1,6 +1,6 @@
 """Deployed networks: is what we export right, and how fast is it against timm's model, on every runtime?
 
-    python benchmarks/deployed.py right --runtimes onnxruntime openvino torch --models all
+    python benchmarks/deployed.py right --runtimes onnxruntime openvino torch
     python benchmarks/deployed.py fast --runtimes onnxruntime openvino --threads 1 2
 
 Both write benchmarks/results/deployed.json as they go, and skip what it holds already (--again measures anew).
@@ -19,7 +19,7 @@ import random
 import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -63,19 +63,12 @@ def main() -> None:
         names = [*families, "efficientformer_l1", *randoms] if args.what == "right" else families
     for runtime in args.runtimes:
         for name in names:
-            for threads in args.threads if args.what == "fast" else [1]:
-                for run in range(args.runs if args.what == "fast" else 1):
-                    key = f"{runtime} {name}" + (f" threads {threads} run {run}" if args.what == "fast" else "")
-                    if key in kept and not args.again:
-                        continue
-                    start = time.perf_counter()
-                    row = (
-                        right(runtime, name) if args.what == "right" else fast(runtime, name, threads, run, args.rounds)
-                    )
-                    row |= {"seconds": round(time.perf_counter() - start, 1), "versions": versions()}
-                    kept[key] = row
+            rows = right(runtime, name) if args.what == "right" else fast(runtime, name, args, kept)
+            for key, row in rows:
+                if key not in kept or args.again:
+                    kept[key] = row | {"versions": versions()}
                     write_json(args.out, results)
-                    print(key, {k: v for k, v in row.items() if k != "versions"}, flush=True)
+                    print(key, row, flush=True)
     print(f"in all: {summary(kept, args.what)}")
 
 
@@ -85,17 +78,21 @@ def architecture(name: str) -> Architecture:
     return Architecture.named(name)
 
 
-def right(runtime: str, name: str) -> dict:
+def right(runtime: str, name: str) -> Iterator[tuple[str, dict]]:
     torch.manual_seed(0)
     model = perturbed(create_model(architecture(name)))
     images = torch.nn.functional.interpolate(torch.randn(BATCH, 3, 28, 28), size=model.resolution, mode="bilinear")
     format = format_for(runtime).NAME
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = export(model, Path(folder) / f"model{SUFFIXES[format]}", images, format).verified
+            report = export(model, Path(folder) / f"model{SUFFIXES[format]}", images, format)
         except (UserError, WorkError) as error:
-            return {"refused": str(error)}
-    return {"difference": found.max_difference / found.logits_std, "images": found.images}
+            yield f"{runtime} {name}", {"refused": str(error)}
+            return
+    found = report.verified
+    difference = found.max_difference / found.logits_std
+    row = {"difference": difference, "images": found.images, "mb": round(report.bytes / 1e6, 2)}
+    yield f"{runtime} {name}", row | {"seconds": round(report.seconds, 1), "details": report.details}
 
 
 def perturbed(model: torch.nn.Module) -> torch.nn.Module:
@@ -110,26 +107,30 @@ def perturbed(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def fast(runtime: str, name: str, threads: int, run: int, rounds: int) -> dict:
+def fast(runtime: str, name: str, args: argparse.Namespace, kept: dict) -> Iterator[tuple[str, dict]]:
+    wanted = {f"{runtime} {name} threads {t} run {r}": (t, r) for r in range(args.runs) for t in args.threads}
+    wanted = {key: pair for key, pair in wanted.items() if key not in kept or args.again}
+    if not wanted:
+        return
     torch.manual_seed(0)
     pair = {"ours": fuse(create_model(name)), "timm": timm.create_model(name).eval()}
-    rng, samples = random.Random(run), {"ours": [], "timm": []}
     with tempfile.TemporaryDirectory() as folder:
         paths = {} if runtime == "eager" else written(pair, runtime, Path(folder))
-        for session in range(SESSIONS):
-            order = ["ours", "timm"] if session % 2 else ["timm", "ours"]
-            seed = rng.randrange(2**30)
-            found = (
-                eager(pair, threads, rounds, seed)
-                if runtime == "eager"
-                else timed(paths, order, runtime, threads, rounds, seed)
-            )
-            for side in samples:
-                samples[side] += found[side]
-    ratios = paired_ratios(samples["ours"], samples["timm"])
-    low, high = interval(ratios, rng)
-    ms = {f"{side}_ms": round(statistics.median(samples[side]), 3) for side in samples}
-    return {"ratio": round(statistics.median(ratios), 4), "low": low, "high": high, **ms, "pairs": len(ratios)}
+        for key, (threads, run) in wanted.items():
+            rng, samples = random.Random(run), {"ours": [], "timm": []}
+            for session in range(SESSIONS):
+                order, seed = ["ours", "timm"] if session % 2 else ["timm", "ours"], rng.randrange(2**30)
+                if runtime == "eager":
+                    found = eager(pair, threads, args.rounds, seed)
+                else:
+                    found = timed(paths, order, runtime, threads, args.rounds, seed)
+                for side in samples:
+                    samples[side] += found[side]
+            ratios = paired_ratios(samples["ours"], samples["timm"])
+            low, high = interval(ratios, rng)
+            ms = {f"{side}_ms": round(statistics.median(samples[side]), 3) for side in samples}
+            row = {"ratio": round(statistics.median(ratios), 4), "low": low, "high": high, **ms}
+            yield key, row | {"pairs": len(ratios)}
 
 
 def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:

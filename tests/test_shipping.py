@@ -98,7 +98,8 @@ def test_only_a_file_that_holds_is_left_to_ship(tmp_path, monkeypatch):
             files.write_text(folder / file, name)
         return selection
 
-    def export(model, target, images):
+    def export(model, target, images, format):
+        assert format == "onnx"
         files.write_text(target, f"file of step {model}")
         return SimpleNamespace(to_dict=dict)
 
@@ -110,7 +111,7 @@ def test_only_a_file_that_holds_is_left_to_ship(tmp_path, monkeypatch):
     monkeypatch.setattr(design, "export", export)
     monkeypatch.setattr(design, "time_networks", time_networks)
     monkeypatch.setattr(design, "eval_batches", lambda *_: [(None, None)])
-    settings = SimpleNamespace(space=SimpleNamespace(resolution=(28, 28)), runtime="", profile=None)
+    settings = SimpleNamespace(space=SimpleNamespace(resolution=(28, 28)), runtime="onnxruntime", profile=None)
     chain = SimpleNamespace(path=tmp_path, settings=settings, data=SimpleNamespace(search=None))
     goal = SimpleNamespace(met=lambda costs: costs["latency"] <= 1)
     only_slow = False

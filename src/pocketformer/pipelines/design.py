@@ -20,7 +20,7 @@ from pocketformer.pipelines.costs import CostModel, objective
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
 from pocketformer.pipelines.profiling import profile_space, time_networks
-from pocketformer.pipelines.refusals import check_table, refuse_small_budgets, refuse_unreachable
+from pocketformer.pipelines.refusals import check_measured_here, check_table, refuse_small_budgets, refuse_unreachable
 from pocketformer.pipelines.results import Compared
 from pocketformer.pipelines.searching import Trajectory, evaluator
 from pocketformer.pipelines.settings import DesignSettings, stored_size
@@ -47,6 +47,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))
+        check_measured_here(latency, settings.latency, settings.runtime, settings.profile)
         _objective(settings, latency, CostModel(latency, len(data.classes), settings.teacher is not None))
     teacher = load_teacher(settings.teacher, len(data.classes)) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict()) as run:
@@ -185,17 +186,19 @@ def _ship(
             return candidate, exported, trajectory
         say(f"the file of step {candidate.point.step} is over budget when timed again: the search goes on")
         measured.replace(candidate.architecture, exported["latency"])
-    files.remove(_target(chain), format_for(chain.settings.runtime).COMPANION)
+    files.remove(*_target(chain))
     raise WorkError(f"{_ATTEMPTS} exported files in turn were over budget when timed again: is the device busy?")
 
 
-def _target(chain: Chain) -> Path:
-    return chain.path / "exported" / f"model{SUFFIXES[format_for(chain.settings.runtime).NAME]}"
+def _target(chain: Chain) -> tuple[Path, str | None]:
+    """The exported file, and the suffix of the second file that its format has."""
+    format = format_for(chain.settings.runtime)
+    return chain.path / "exported" / f"model{SUFFIXES[format.NAME]}", format.COMPANION
 
 
 def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -> dict:
     """Exports a trained network to `exported/` and times the file, unless that is done."""
-    settings, target = chain.settings, _target(chain)
+    settings, (target, _) = chain.settings, _target(chain)
     if not (folder / "export.json").exists():
         images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
         with stage("export, verify and time the file"):

@@ -95,7 +95,7 @@ def collect(
             },
             "usage": usage,
             "mes": goal.mes(final_costs),
-            "export": {"details": report["details"], **report["verified"]},
+            "export": {"details": report["details"], **(report["verified"] or {})},
             "training": {
                 "epochs": settings.final.epochs,
                 "init": "scratch" if settings.from_scratch else "supernet",
