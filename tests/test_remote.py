@@ -13,9 +13,10 @@ import yaml
 
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable, emit
-from pocketformer.devices.logs import read_log
+from pocketformer.devices.logs import read_csv, read_log
 from pocketformer.devices.manifest import Manifest, file_digest
 from pocketformer.devices.profile import profile
+from pocketformer.devices.recipes import scripts
 from pocketformer.errors import UserError
 from pocketformer.pipelines.profiling import emit_models, import_file
 from pocketformer.pipelines.settings import ProfileSettings
@@ -65,8 +66,37 @@ def test_what_is_emitted(emitted):
     assert manifest.id in readme
     assert f"{len(manifest.models)} onnx files" in readme
     assert manifest.id in (emitted / "jetson-trtexec.sh").read_text()
-    for script in emitted.glob("*.sh"):
-        subprocess.run(["sh", "-n", script], check=True)
+
+
+needs_sh = pytest.mark.skipif(shutil.which("sh") is None, reason="no sh")
+
+
+@needs_sh
+@pytest.mark.parametrize("format", ["onnx", "litert", "executorch"])
+def test_scripts_have_no_syntax_errors(format, tmp_path):
+    for name, text in scripts(format, "0" * 64).items():
+        if name.endswith(".sh"):
+            (tmp_path / name).write_text(text)
+            subprocess.run(["sh", "-n", tmp_path / name], check=True)
+    assert "each-model.sh" in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_folder_of_other_things_is_left_alone(space_file, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no emission"):
+        emit_models(str(space_file), "onnx", 10, FEW, 0, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_copy_is_not_timed(device, tmp_path):
+    there = tmp_path / "copy"
+    shutil.copytree(device, there)
+    (there / "models" / "chain_001.onnx").write_bytes(b"cut short")
+    script = subprocess.run(
+        [sys.executable, "-I", "onnxruntime-anywhere.py"], cwd=there, capture_output=True, text=True
+    )
+    assert script.returncode == 1
+    assert script.stderr == "models/chain_001.onnx is not the file of manifest.json: copy the folder again\n"
 
 
 def test_round_trip_through_a_stand_in_device(device, space_file, tmp_path):
@@ -112,6 +142,7 @@ done
 """
 
 
+@needs_sh
 def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
     there = tmp_path / "jetson"
     shutil.copytree(emitted, there)
@@ -123,18 +154,113 @@ def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
     logs = sorted((there / "logs").rglob("*.txt"))
     models = len(list((there / "models").iterdir()))
     assert sum(log.name != "reference.txt" for log in logs) == 2 * (models - 1)
+    before = {log: log.stat().st_mtime_ns for log in logs}
     logs[3].unlink()
-    before = {log: log.stat().st_mtime_ns for log in logs if log.exists()}
     subprocess.run(run, check=True, **where)  # goes on with what is missing
-    assert logs[3].exists()
-    assert {log: log.stat().st_mtime_ns for log in before} == before
+    again = {log for log in logs if log.stat().st_mtime_ns != before[log]}
+    assert again == {log for log in logs if log.parent == logs[3].parent}  # one sitting, the reference among it
 
+    engines = set((there / "engines").iterdir())
+    where["env"]["ARGS"] = "--fp16"
+    refused = subprocess.run(run, capture_output=True, text=True, **where)
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert '"args": "--fp16"' in refused.stderr
+    assert set((there / "engines").iterdir()) == engines
     table = import_file(there / "logs", None, tmp_path / "table.json")
-    assert table.fingerprint["runtime"] == "tensorrt"
+    assert (table.fingerprint["runtime"], table.fingerprint["precision"]) == ("tensorrt", "float32")
     size = (there / "models" / "reference.onnx").stat().st_size
     assert table.reference.latency == pytest.approx(0.05 + size / 1e5, abs=1e-5)
     assert table.check.repeatability == pytest.approx(0)
     assert table.check.mean < 0.05
+
+    shutil.rmtree(there / "logs")
+    subprocess.run(run, check=True, **where)
+    assert len(set((there / "engines").iterdir())) == 2  # engines of other arguments are others
+    assert import_file(there / "logs", None, tmp_path / "half.json").fingerprint["precision"] == "float16"
+
+
+# A phone that is a folder of this machine.
+_ADB = """#!/bin/sh
+command=$1
+shift
+case $command in
+    shell) cd "$PHONE" && sh -c "$(printf %s "$*" | sed "s#/data/local/tmp#$PHONE#g")" ;;
+    push) shift; mkdir -p "$PHONE/pocketformer" && cp -r "$1" "$PHONE/pocketformer/" ;;
+    logcat) [ "$1" = -c ] || echo "I ExecuTorch: Model executed successfully 30 time(s) in 60.000000 ms." ;;
+esac
+"""
+_TOOL = """#!/bin/sh
+echo "$*" >> "$PHONE/calls"
+[ ! -e "$PHONE/broken" ] || { echo "cannot load"; exit 1; }
+echo "INFO: Inference timings in us: Init: 8, First inference: 9, Warmup (avg): 9, Inference (avg): 2000"
+"""
+PHONES = [("litert", "tflite", "BENCHMARK", "benchmark_model"), ("executorch", "pte", "RUNNER", "executor_runner")]
+
+
+@needs_sh
+@pytest.mark.parametrize(("format", "suffix", "variable", "tool"), PHONES)
+def test_android_scripts_with_a_stand_in_phone(tmp_path, format, suffix, variable, tool):
+    phone, bin, folder = (tmp_path / name for name in ("phone", "bin", "emitted"))
+    for path in (phone, bin, folder / "models"):
+        path.mkdir(parents=True)
+    for path, text in (
+        (bin / "adb", _ADB),
+        (bin / "getprop", "#!/bin/sh\necho 'a \"new\" phone'"),
+        (bin / tool, _TOOL),
+    ):
+        path.write_text(text)
+        path.chmod(0o755)
+    names = ["reference", "unit", *(f"chain_{i:03d}" for i in range(10)), "network_000"]
+    for name in names:
+        (folder / "models" / f"{name}.{suffix}").write_text(name)
+    for name, text in scripts(format, "0" * 64).items():
+        (folder / name).write_text(text)
+    env = {"PATH": f"{bin}:/usr/bin:/bin", "PHONE": str(phone), variable: str(bin / tool), "THREADS": "2"}
+
+    def measure(**more):
+        run = ["sh", f"android-{format}.sh"]
+        return subprocess.run(run, cwd=folder, env={**env, **more}, capture_output=True, text=True)
+
+    done = measure()
+    assert (done.returncode, done.stderr) == (0, "")
+    logs = {path.relative_to(folder / "logs"): path for path in (folder / "logs").rglob("*.txt")}
+    groups = [{path.stem for path in logs.values() if path.parent.name == g} for g in ("pass1_000", "pass2_001")]
+    assert [len(group) for group in groups] == [9, 5]
+    assert sorted(path.stem for path in logs if path.parent.name.startswith("pass2")) == sorted([*names, "reference"])
+    assert all(read_log(path) == [2.0] for path in logs.values())
+    about = json.loads((folder / "logs" / "about.json").read_text())
+    assert about == {"manifest": "0" * 64, "threads": 2, "passes": 2, "runtime": format} | {
+        "device": 'a "new" phone',
+        "os": 'Android a "new" phone',
+    }
+    calls = (phone / "calls").read_text().splitlines()
+    assert measure().returncode == 0
+    assert (phone / "calls").read_text().splitlines() == calls  # nothing was left to do
+
+    (folder / "logs" / "pass1_001" / "unit.txt").unlink(missing_ok=True)
+    (folder / "logs" / "pass1_000" / "reference.txt").unlink()
+    (phone / "broken").touch()
+    failed = measure()
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("reference failed: ")
+    assert len(failed.stderr.splitlines()) == 1
+    (phone / "broken").unlink()
+    assert measure().returncode == 0
+    before = {path: path.read_text() for path in (folder / "logs").rglob("*") if path.is_file()}
+    for more in ({"THREADS": "4"}, {"ARGS": "--use_gpu=true"}, {"PASSES": "3"}):
+        refused = measure(**more)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("logs/ was measured otherwise (")
+        assert len(refused.stderr.splitlines()) == 1
+    assert {path: path.read_text() for path in (folder / "logs").rglob("*") if path.is_file()} == before
+
+    shutil.rmtree(folder / "logs")
+    assert measure(ARGS="--use_gpu=true").returncode == 0
+    about = json.loads((folder / "logs" / "about.json").read_text())
+    assert about["args"] == "--use_gpu=true"
+    assert about.get("precision") == ("float16" if format == "litert" else None)
+    assert "--use_gpu=true" in (phone / "calls").read_text().splitlines()[-1]
 
 
 def test_times_noted_by_hand(emitted, tmp_path):
@@ -147,6 +273,38 @@ def test_times_noted_by_hand(emitted, tmp_path):
     table = import_file(tmp_path / "times.csv", emitted / "manifest.json", tmp_path / "table.json")
     assert table.fingerprint["device"] == "iPhone 15"
     assert table.check.repeatability == pytest.approx(0, abs=1e-9)  # the reference drifted alike
+
+
+CSV = {
+    "passes": ("a,1,2\nb,3,4\n", [{"a": [1], "b": [3]}, {"a": [2], "b": [4]}]),
+    "empty cells": ("reference,1,2,\na,3,,\nb,,4,\n,,\n", [{"reference": [1], "a": [3]}, {"reference": [2], "b": [4]}]),
+    "a mark and spaces": ("\ufeffa , 1\n\n# b,2\n", [{"a": [1]}]),
+    "nothing": ("", []),
+}
+
+
+@pytest.mark.parametrize("name", CSV)
+def test_cells_of_a_csv(tmp_path, name):
+    text, wanted = CSV[name]
+    (tmp_path / "times.csv").write_text(text, encoding="utf-8")
+    assert read_csv(tmp_path / "times.csv") == wanted
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a,1\na,2\n", r"'a' is there twice"),
+        (b"a,1 ms\n", r"'a' has a time that is not a number: '1 ms'"),
+        ("a,1\n".encode("utf-16"), "not text in UTF-8"),
+        (b"a,1\n\xff", "not text in UTF-8"),
+        (b"a," + b"1" * 200_000, "not a table of comma-separated values"),
+    ],
+)
+def test_csv_files_that_cannot_be_read(tmp_path, data, message):
+    (tmp_path / "times.csv").write_bytes(data)
+    with pytest.raises(UserError, match=rf"times\.csv: {message}") as caught:
+        read_csv(tmp_path / "times.csv")
+    assert "\n" not in str(caught.value)
 
 
 def _everywhere(change):
@@ -288,6 +446,12 @@ def test_logs_of_benchmark_tools(tmp_path, name):
     text, wanted = LOGS[name]
     (tmp_path / name).write_text(text)
     assert read_log(tmp_path / name) == pytest.approx(wanted)
+
+
+def test_a_log_of_no_calls(tmp_path):
+    (tmp_path / "a.txt").write_text("I x] Model executed successfully 0 time(s) in 0.000000 ms.\n")
+    with pytest.raises(UserError, match=r"a\.txt: its times are not numbers, or of no calls at all"):
+        read_log(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("text", ["", "error: could not open the model\n", "Inference (avg): \n"])

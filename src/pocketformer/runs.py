@@ -4,9 +4,11 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -49,6 +51,31 @@ def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]
         raise UserError(f"{path} is not empty and holds no run: choose another --out")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Creates the folder; no other process is in this for the same folder. Raises `UserError` if one is."""
+    with _locked(folder):
+        yield
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last holder may have removed the folder meanwhile.
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock")):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        lock.close()
+        raise
+    lock.close()
+    raise UserError(f"{folder}: another process is working in this folder")
+
+
 class Run:
     """An output folder in use by this process. Opening it again with the same settings resumes it."""
 
@@ -60,18 +87,13 @@ class Run:
         """
         self.path = Path(path)
         check_folder(path, command, settings)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until close)
+        self._lock = _locked(self.path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             check_folder(path, command, settings)  # again: another process may have been here before us
             if not (self.path / "config.yaml").exists():
                 facts = {"command": command, "settings": files.as_json(settings)}
                 self._write({**facts, "versions": versions(), "facts": {}})
             self.ledger = Ledger(self.path / "work.jsonl")
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(f"{self.path}: another process is working in this folder") from None
         except BaseException:
             self._lock.close()
             raise

@@ -137,7 +137,7 @@ def _print_emitted(manifest: Any, folder: Path, json: bool) -> None:
 
 
 def _print_table(table: Any, out: Path, json: bool) -> None:
-    from pocketformer.pipelines.profiling import WORST_MEAN, told
+    from pocketformer.pipelines.profiling import told
 
     about, check = table.fingerprint, table.check
     found = {"table": str(out), "entries": len(table.entries), "constant_ms": table.constant}
@@ -157,5 +157,3 @@ def _print_table(table: Any, out: Path, json: bool) -> None:
     print(f"largest subnet {table.reference.latency:.3f} ms, MobileNetV2 x1.0 at this size {table.unit:.3f} ms")
     if check:
         print(told(check) + (f"; rank correlation {check.spearman:.3f}" if check.spearman is not None else ""))
-        if check.mean > WORST_MEAN:
-            print(f"The mean error is above {WORST_MEAN:.0%}: profile again while the device is idle.")

@@ -10,7 +10,7 @@ from pocketformer import files
 from pocketformer.deploy import SUFFIXES, format_of
 from pocketformer.devices.candidates import write_candidate
 from pocketformer.devices.host import packages
-from pocketformer.devices.manifest import NAME, Manifest, Model, file_digest, input_shape, short_names
+from pocketformer.devices.manifest import Manifest, Model, file_digest, input_shape, short_names
 from pocketformer.devices.plan import Plan
 from pocketformer.devices.recipes import recipe
 from pocketformer.errors import UserError
@@ -45,7 +45,7 @@ def emit(
 
     Interrupted, the same call goes on: files that were finished stay. The runtime need not be there, the
     format's converter must. Raises `UserError` if it is not, for what `check_format` refuses, and if the folder holds
-    models of other settings.
+    models of other settings, or anything else.
     """
     format = check_format(format_name, precision)
     writer = format
@@ -57,7 +57,9 @@ def emit(
     wanted |= {"members": {n: a.to_dict() for n, a in plan.whole.items()}}
     wanted = files.as_json(wanted)
     lines = files.Lines.read(folder / JOURNAL)
-    if (lines and lines[0] != wanted) or (not lines and (folder / NAME).exists()):
+    if not lines and folder.exists() and any(p.name != JOURNAL for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no emission that could go on; give another folder")
+    if lines and lines[0] != wanted:
         raise UserError(f"{folder} holds models of other settings; give another folder")
     models = {line["name"]: Model(**line) for line in lines[1:]}
     with files.Lines(folder / JOURNAL) as journal:

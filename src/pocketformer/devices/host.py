@@ -8,9 +8,10 @@ from pathlib import Path
 _PACKAGES = ("pocketformer", "torch", "timm", "onnx")
 
 
-def host() -> dict[str, str | int]:
-    """Processor, its cores that this process may use, and operating system."""
-    return {"device": _processor(), "cores": _cores(), "os": f"{platform.system()} {platform.release()}"}
+def host(on: str = "cpu") -> dict[str, str | int]:
+    """Processor, its cores that this process may use, and operating system; the GPU, if it measures `on` one."""
+    found = {"device": _processor(), "cores": _cores(), "os": f"{platform.system()} {platform.release()}"}
+    return found | ({"gpu": gpu} if on == "cuda" and (gpu := _gpu()) else {})
 
 
 def packages() -> dict[str, str]:
@@ -26,6 +27,12 @@ def packages() -> dict[str, str]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpu() -> str | None:
+    import torch  # not needed where nothing runs on a GPU
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _processor() -> str:

@@ -28,8 +28,8 @@ def read_log(path: Path) -> list[float]:
         raise UserError(f"{path}: {error.strerror or error}") from None
     try:
         found = _exported(text) if path.suffix == ".json" else _printed(text)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: its times are not numbers") from None
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+        raise UserError(f"{path}: its times are not numbers, or of no calls at all") from None
     if not found:
         raise UserError(f"{path}: no times of benchmark_model, executor_runner or trtexec in it")
     return found
@@ -56,15 +56,33 @@ def _last(pattern: re.Pattern, text: str) -> re.Match | None:
 
 
 def read_csv(path: Path) -> list[dict[str, list[float]]]:
-    """Times noted by hand, as passes: lines of a model's name and its ms in each pass (one or several)."""
-    times: dict[str, list[float]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.reader(file):
-            if not row or row[0].lstrip().startswith("#"):
-                continue
+    """Times noted by hand, as passes: lines of a model's name and its ms in each pass, a column each.
+
+    An empty cell says that the model was not timed in that pass; a column without times is no pass.
+    """
+    passes: dict[int, dict[str, list[float]]] = {}
+    names: set[str] = set()
+    for name, *cells in _rows(path):
+        if name in names:
+            raise UserError(f"{path}: {name!r} is there twice; its times of further passes are further columns")
+        names.add(name)
+        for column, cell in enumerate(cells):
             try:
-                times[row[0].strip()] = [float(cell) for cell in row[1:] if cell.strip()]
+                times = [float(cell)] if cell else []
             except ValueError:
-                raise UserError(f"{path}: {row[0].strip()!r} has a time that is not a number") from None
-    passes = max(map(len, times.values()), default=0)
-    return [{name: [ms[i]] for name, ms in times.items() if i < len(ms)} for i in range(passes)]
+                raise UserError(f"{path}: {name!r} has a time that is not a number: {cell!r}") from None
+            if times:
+                passes.setdefault(column, {})[name] = times
+    return [passes[column] for column in sorted(passes)]
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The cells of all lines but empty ones and those that begin with #."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a mark first
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8; save it as such") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table of comma-separated values ({error})") from None
+    return [row for row in rows if any(row) and not row[0].startswith("#")]

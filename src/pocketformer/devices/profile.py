@@ -65,7 +65,7 @@ def profile(
         "networks": networks,
         "checks": checks,
         "seed": seed,
-        **host(),
+        **host(device),
         **runtime(runtime_name).fingerprint(device),
         "on": device,
         "packages": packages(),

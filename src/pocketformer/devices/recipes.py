@@ -8,11 +8,11 @@ from importlib.resources import files as package_files
 
 from pocketformer.devices.manifest import Manifest
 
-# Scripts by format. Each writes logs/PASS_GROUP/MODEL.txt and logs/about.json, which `--import logs` reads.
+# Scripts by format. Those for a shell write logs/PASS_GROUP/MODEL.txt and logs/about.json, which `--import logs` reads.
 _SCRIPTS = {
-    "litert": ("android-litert.sh",),
-    "executorch": ("android-executorch.sh",),
-    "onnx": ("jetson-trtexec.sh", "onnxruntime-anywhere.py"),
+    "litert": ("android-litert.sh", "each-model.sh"),
+    "executorch": ("android-executorch.sh", "each-model.sh"),
+    "onnx": ("jetson-trtexec.sh", "each-model.sh", "onnxruntime-anywhere.py"),
     "coreml": ("Measure.swift",),
 }
 _STEPS = {
@@ -52,10 +52,15 @@ def recipe(manifest: Manifest) -> dict[str, str]:
         steps=_STEPS.get(name, "with the runtime's own benchmark tool (docs/devices.md)"),
         id=manifest.id,
     )
-    found = {"README.txt": text}
-    for script in _SCRIPTS.get(name, ()):
+    return {"README.txt": text, **scripts(name, manifest.id)}
+
+
+def scripts(format_name: str, manifest_id: str) -> dict[str, str]:
+    """The scripts alone."""
+    found = {}
+    for script in _SCRIPTS.get(format_name, ()):
         source = package_files(__package__).joinpath("scripts", script).read_text(encoding="utf-8")
-        found[script] = _Template(source).substitute(manifest=manifest.id)
+        found[script] = _Template(source).substitute(manifest=manifest_id)
     return found
 
 

@@ -60,7 +60,8 @@ def measure_whole(
 
 
 def check_measured_here(table: LatencyTable, runtime_name: str, where: str = "the latency table") -> None:
-    """Raises `UserError` unless the table was measured by that runtime on this machine's processor.
+    """Raises `UserError` unless the table was measured by that runtime on this machine's processor, and on its GPU if
+    it was measured on one.
 
     To search on another device's table is what it is for; to time networks here against its milliseconds is not.
     Fields that a table does not have are not compared.
@@ -68,9 +69,10 @@ def check_measured_here(table: LatencyTable, runtime_name: str, where: str = "th
     measured_with = table.fingerprint.get("runtime", runtime_name)
     if measured_with != runtime_name:
         raise UserError(f"{where} was measured with {measured_with}, not with {runtime_name}")
-    here = host()["device"]
-    if (device := table.fingerprint.get("device", here)) != here:
-        raise UserError(
-            f"{where} was measured on another device ({device}, this is {here}): networks cannot be timed "
-            f"against it here; `search` takes it, and `profile` measures this device"
-        )
+    here = {"gpu": "none", **host(table.fingerprint.get("on", "cpu"))}
+    for field in ("device", "gpu"):
+        if (there := table.fingerprint.get(field, here[field])) != here[field]:
+            raise UserError(
+                f"{where} was measured on another {field} ({there}, this is {here[field]}): networks cannot be timed "
+                f"against it here; `search` takes it, and `profile` measures this {field}"
+            )

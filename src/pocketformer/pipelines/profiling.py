@@ -19,7 +19,7 @@ from pocketformer.devices.whole import WholeMeasurement, measure_whole
 from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import ProfileSettings
 from pocketformer.progress import Stage, say, stage
-from pocketformer.runs import Ledger
+from pocketformer.runs import Ledger, alone
 
 _SESSIONS, _WHOLE_ROUNDS = 5, 30
 WORST_MEAN = 0.05  # of a check that is not said aloud
@@ -90,14 +90,15 @@ def profile_file(
     _check_file(out)
     space = SearchSpace.named(space_name)
     work = out.with_name(f".{out.name}.work")
-    try:
-        table = profile_space(space, runtime_name, num_classes, settings, seed, work)
-    except UserError:
-        if len(files.Lines.read(work / JOURNAL)) <= 1:  # nothing was measured
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    table.save(out)
-    shutil.rmtree(work, ignore_errors=True)
+    with alone(work):
+        try:
+            table = profile_space(space, runtime_name, num_classes, settings, seed, work)
+        except UserError:
+            if len(files.Lines.read(work / JOURNAL)) <= 1:  # nothing was measured
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        table.save(out)
+        shutil.rmtree(work, ignore_errors=True)
     warn_if_wrong(table)
     return table
 

@@ -26,8 +26,11 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
         let order = others.shuffled()
         for start in stride(from: 0, to: order.count, by: group) {
             var runs: [(String, () throws -> Void)] = []
+            var compiledModels: [URL] = []
+            defer { for url in compiledModels { try? FileManager.default.removeItem(at: url) } }
             for url in Array(order[start..<min(start + group, order.count)]) + [reference] {
-                let compiled = try await MLModel.compileModel(at: url)
+                let compiled = try await MLModel.compileModel(at: url) // a copy in the app's temporary folder
+                compiledModels.append(compiled)
                 let model = try MLModel(contentsOf: compiled, configuration: configuration)
                 let (name, description) = model.modelDescription.inputDescriptionsByName.first!
                 let values = try MLMultiArray(shape: description.multiArrayConstraint!.shape, dataType: .float32)

@@ -4,6 +4,7 @@ Writes results.json, which `pocketformer profile --import results.json` reads.
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import random
@@ -35,6 +36,14 @@ def fastest(run, calls: int) -> float:
     return min(times)
 
 
+def check(models: Path, manifest: dict) -> None:
+    """Times of files that a copy damaged, or of another emission, would be of no use."""
+    for model in manifest["models"]:
+        path = models / model["file"]
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != model["sha256"]:
+            raise SystemExit(f"models/{model['file']} is not the file of manifest.json: copy the folder again")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
@@ -43,6 +52,8 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=12, help="models that are loaded together")
     args = parser.parse_args()
     here = Path(__file__).resolve().parent
+    manifest = json.loads((here / "manifest.json").read_text(encoding="utf-8"))
+    check(here / "models", manifest)
     names = sorted(path.stem for path in (here / "models").glob("*.onnx") if path.stem != "reference")
     rng = random.Random(0)
     passes = []
@@ -60,7 +71,7 @@ def main() -> None:
             passes.append(samples)
             print(f"pass {number + 1} of {args.passes}: {min(start + args.group, len(names))} of {len(names)} models")
     results = {
-        "manifest": json.loads((here / "manifest.json").read_text(encoding="utf-8"))["id"],
+        "manifest": manifest["id"],
         "device": platform.processor() or platform.machine(),
         "os": f"{platform.system()} {platform.release()}",
         "runtime": "onnxruntime",

@@ -1,0 +1,62 @@
+# What the scripts beside it share; they read it, it is not run. A script says RUNTIME, DEVICE and OS, may say ON and
+# PRECISION, and defines `run MODEL LOG`; then: settings, and each_model SUFFIX.
+#
+# A group of eight models and the reference is one sitting: interrupted in the middle, it is measured again as a whole.
+set -eu
+LC_ALL=C
+export LC_ALL
+PASSES=${PASSES:-2} THREADS=${THREADS:-1} ARGS=${ARGS:-} ON='' PRECISION=''
+
+field() {  # name, value; nothing without a value
+    [ -z "$2" ] || printf ', "%s": "%s"' "$1" "$(printf %s "$2" | tr -d '\r' | sed 's/["\\]/\\&/g')"
+}
+
+settings() {  # writes logs/about.json; logs of other settings are neither used nor added to
+    about=$(printf '{"manifest": "@@manifest", "threads": %s, "passes": %s' "$THREADS" "$PASSES"
+        field args "$ARGS"; field device "$DEVICE"; field os "$OS"; field runtime "$RUNTIME"
+        field on "$ON"; field precision "$PRECISION"; echo '}')
+    mkdir -p logs
+    if [ -e logs/about.json ] && [ "$(cat logs/about.json)" != "$about" ]; then
+        echo "logs/ was measured otherwise ($(cat logs/about.json), now $about): move it away first" >&2
+        exit 1
+    fi
+    printf '%s\n' "$about" > logs/about.json
+}
+
+in_order() {  # suffix: names of all models but the reference, in each pass others first
+    all=$(ls models | grep "\\.$1\$" | grep -v '^reference\.' | sed "s/\\.$1\$//" | sort -t _ -k 2)
+    printf '%s\n' "$all" | awk "NR % $PASSES == $pass - 1"
+    printf '%s\n' "$all" | awk "NR % $PASSES != $pass - 1"
+}
+
+is_whole() {  # group's folder, models
+    folder=$1
+    shift
+    for name in "$@"; do
+        [ -s "$folder/$name.txt" ] || return 1
+    done
+}
+
+each_model() {  # suffix
+    pass=1
+    while [ "$pass" -le "$PASSES" ]; do
+        in_order "$1" | xargs -n 8 | {
+            count=0
+            while read -r names; do
+                group=logs/pass${pass}_$(printf %03d $count)
+                count=$((count + 1))
+                is_whole "$group" reference $names && continue
+                rm -rf "$group"
+                mkdir "$group"
+                for name in reference $names; do
+                    if ! run "$name" "$group/$name.part" < /dev/null; then
+                        echo "$name failed: $(tail -n 1 "$group/$name.part")" >&2
+                        exit 1
+                    fi
+                    mv "$group/$name.part" "$group/$name.txt"
+                done
+            done
+        }
+        pass=$((pass + 1))
+    done
+}
