@@ -8,36 +8,35 @@ Both write benchmarks/results/deployed.json as they go, and skip what it holds a
 `right` exports networks with perturbed weights by `pocketformer.export`, whose verification refuses differences
 above 1e-3 of the logits' standard deviation, and notes the largest difference. `fast` writes our fused network
 and timm's model (in evaluation mode, both heads) by the same exporter and times the two files in turn, in pairs;
-each of `--runs` runs loads them anew `SESSIONS` times, in either order, because of equal files the one loaded
-last is up to 5 % faster. The runtime "eager" is PyTorch without any file.
+each of `--runs` runs loads them anew `SESSIONS` times. The runtime "eager" is PyTorch without any file.
 """
 
 import argparse
 import os
 import platform
-import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import timm
 import torch
 
+from paired import paired_sessions, ratio
 from pocketformer import SearchSpace, create_model, fuse
 from pocketformer.architecture import NAMES, Architecture
 from pocketformer.deploy import SUFFIXES, export, format_for
-from pocketformer.devices.bench import Bench
 from pocketformer.devices.host import host
-from pocketformer.devices.measure import interleave, paired_ratios
+from pocketformer.devices.measure import interleave
 from pocketformer.errors import UserError, WorkError
 from pocketformer.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "deployed.json"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "executorch", "ai-edge-litert", "litert-torch")
-SESSIONS = 6  # of a run; even, so that each file is loaded last as often as the other
+SESSIONS = 8  # of a run; even, so that each file is loaded last as often as the other
 BATCH = 4
 
 
@@ -48,13 +47,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="names, or 'random N' as randomN; all: the issue's full list")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=12, help="of pairs, a session")
+    parser.add_argument("--rounds", type=int, default=8, help="of pairs, a session")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = read_json(args.out) if args.out.exists() else {"right": {}, "fast": {}}
-    results["machine"] = host() | {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    machine = host() | {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
     kept = results[args.what]
     names = args.models or ["all"]
     if names == ["all"]:
@@ -63,10 +62,12 @@ def main() -> None:
         names = [*families, "efficientformer_l1", *randoms] if args.what == "right" else families
     for runtime in args.runtimes:
         for name in names:
+            if args.what == "right" and f"{runtime} {name}" in kept and not args.again:
+                continue
             rows = right(runtime, name) if args.what == "right" else fast(runtime, name, args, kept)
             for key, row in rows:
                 if key not in kept or args.again:
-                    kept[key] = row | {"versions": versions()}
+                    kept[key] = row | {"machine": machine, "versions": versions()}
                     write_json(args.out, results)
                     print(key, row, flush=True)
     print(f"in all: {summary(kept, args.what)}")
@@ -117,20 +118,14 @@ def fast(runtime: str, name: str, args: argparse.Namespace, kept: dict) -> Itera
     with tempfile.TemporaryDirectory() as folder:
         paths = {} if runtime == "eager" else written(pair, runtime, Path(folder))
         for key, (threads, run) in wanted.items():
-            rng, samples = random.Random(run), {"ours": [], "timm": []}
-            for session in range(SESSIONS):
-                order, seed = ["ours", "timm"] if session % 2 else ["timm", "ours"], rng.randrange(2**30)
-                if runtime == "eager":
-                    found = eager(pair, threads, args.rounds, seed)
-                else:
-                    found = timed(paths, order, runtime, threads, args.rounds, seed)
-                for side in samples:
-                    samples[side] += found[side]
-            ratios = paired_ratios(samples["ours"], samples["timm"])
-            low, high = interval(ratios, rng)
-            ms = {f"{side}_ms": round(statistics.median(samples[side]), 3) for side in samples}
-            row = {"ratio": round(statistics.median(ratios), 4), "low": low, "high": high, **ms}
-            yield key, row | {"pairs": len(ratios)}
+            if runtime == "eager":
+                sessions = eager(pair, threads, args.rounds, run)
+            else:
+                sessions = paired_sessions(paths, runtime, threads, SESSIONS, args.rounds, run)
+            middle, low, high = ratio(sessions, "ours", "timm")
+            ms = {f"{side}_ms": statistics.median(t for s in sessions for t in s[side]) for side in pair}
+            row = {"ratio": middle, "low": low, "high": high, **ms}
+            yield key, {name: round(value, 4) for name, value in row.items()} | {"pairs": SESSIONS * args.rounds}
 
 
 def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:
@@ -141,26 +136,16 @@ def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def timed(paths: dict, order: list[str], runtime: str, threads: int, rounds: int, seed: int) -> dict:
-    with Bench(runtime, threads) as bench:
-        for side in order:
-            bench.load(side, paths[side])
-        return bench.interleave(order, rounds, seed=seed)
-
-
-def eager(pair: dict, threads: int, rounds: int, seed: int) -> dict:
-    x = torch.randn(1, 3, 224, 224)
+def eager(pair: dict, threads: int, rounds: int, seed: int) -> list[dict[str, list[float]]]:
+    """As `paired_sessions`, without files."""
+    x, sessions = torch.randn(1, 3, 224, 224), []
+    calls = {side: partial(module, x) for side, module in pair.items()}
     torch.set_num_threads(threads)
-    with torch.inference_mode():
-        found = interleave({side: lambda m=module: m(x) for side, module in pair.items()}, rounds, seed=seed)
+    for session in range(SESSIONS):
+        with torch.inference_mode():
+            sessions.append(interleave(calls, rounds, seed=seed * SESSIONS + session, fastest=True))
     torch.set_num_threads(1)
-    return found
-
-
-def interval(ratios: list[float], rng: random.Random, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the median, by the bootstrap."""
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return round(medians[round(0.025 * draws)], 4), round(medians[round(0.975 * draws) - 1], 4)
+    return sessions
 
 
 def versions() -> dict[str, str]:

@@ -11,18 +11,15 @@ turn, in several sessions with random places, and the measured ratios are put be
 import argparse
 import json
 import math
-import random
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
+from paired import paired_sessions, ratio
 from pocketformer import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
 from pocketformer.devices import LatencyTable
-from pocketformer.devices.bench import Bench
 from pocketformer.devices.candidates import write_network
-from pocketformer.devices.measure import paired_ratios
 from pocketformer.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "rulers.json"
@@ -42,13 +39,12 @@ def main() -> int:
     for table, wanted in zip(args.tables, (-1, 1), strict=True):
         name = table.fingerprint["runtime"]
         predicted = table.latency(pair[0]) / table.latency(pair[1])
-        ratios = measured(pair, name, table)
-        low, high = interval(ratios)
+        middle, low, high = measured(pair, name, table)
         holds = (high < 1) if wanted < 0 else (low > 1)
         confirmed &= holds
         rows[name] = {
             "first_over_second_predicted": predicted,
-            "first_over_second_measured": statistics.median(ratios),
+            "first_over_second_measured": middle,
             "interval95": [low, high],
             "confirmed": holds,
             "ms_predicted": [table.latency(a) for a in pair],
@@ -73,29 +69,15 @@ def most_disputed(members: list[Architecture], a: LatencyTable, b: LatencyTable)
     return found
 
 
-def measured(pair: tuple[Architecture, Architecture], runtime: str, table: LatencyTable) -> list[float]:
-    """First over second, round by round."""
-    format, rng, ratios = format_for(runtime), random.Random(0), []
+def measured(pair: tuple[Architecture, Architecture], runtime: str, table: LatencyTable) -> tuple[float, float, float]:
+    """First over second, and its 95 % interval."""
+    format = format_for(runtime)
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{name}{SUFFIXES[format.NAME]}" for name in ("first", "second")}
         for architecture, path in zip(pair, paths.values(), strict=True):
             write_network(format, architecture, table.num_classes, table.resolution, path)
-        for session in range(SESSIONS):
-            with Bench(runtime, table.fingerprint["threads"]) as bench:
-                for name in list(paths)[:: 1 if session % 2 else -1]:
-                    bench.load(name, paths[name])
-                found = bench.interleave(list(paths), ROUNDS, seed=rng.randrange(2**30), fastest=True)
-            ratios += paired_ratios(found["first"], found["second"])
-    return ratios
-
-
-def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the median, by the bootstrap over sessions (rounds of one session share its luck)."""
-    rng, sessions = random.Random(0), [ratios[i : i + ROUNDS] for i in range(0, len(ratios), ROUNDS)]
-    medians = sorted(
-        statistics.median(r for s in rng.choices(sessions, k=len(sessions)) for r in s) for _ in range(draws)
-    )
-    return medians[round(0.025 * draws)], medians[round(0.975 * draws) - 1]
+        sessions = paired_sessions(paths, runtime, table.fingerprint["threads"], SESSIONS, ROUNDS, seed=0)
+    return ratio(sessions, "first", "second")
 
 
 if __name__ == "__main__":
