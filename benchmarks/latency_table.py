@@ -5,7 +5,8 @@
 Profiles the space (or takes --table), then measures again: the published networks of the space and 20 random ones
 that the profile did not hold, from fresh files in new processes, twice. Both runs are normalised by the reference
 network. The same check is put to a table that says MACs x constant, with the constant that fits the checked
-networks best. Kill it and start it again: it goes on (in OUT.work). Exit code 1 if the table fails or MACs pass.
+networks best. Kill it and start it again: it goes on (in OUT.work). Exit code 1 if the table fails
+or MACs pass, 2 for what cannot be measured.
 """
 
 import argparse
@@ -26,10 +27,14 @@ from pocketformer.devices.host import host, packages
 from pocketformer.devices.measure import undisturbed
 from pocketformer.devices.plan import REFERENCE, Plan
 from pocketformer.devices.table import space_blocks
+from pocketformer.devices.whole import check_measured_here
+from pocketformer.errors import UserError
 from pocketformer.files import write_json
 from pocketformer.pipelines.profiling import profile_file
+from pocketformer.pipelines.refusals import check_table
 from pocketformer.pipelines.settings import ProfileSettings
 from pocketformer.progress import stage
+from pocketformer.runs import differences
 from pocketformer.runtimes import runtime
 
 MEAN, OF_REPEATABILITY, WORST, SPEARMAN = 0.03, 1.5, 0.08, 0.98  # what a good table holds
@@ -66,15 +71,36 @@ def verdict(check):
     return {**figures, "passed": bool(passed)}
 
 
+def check_fits(table, path, space, args):
+    """Raises `UserError` for a table that cannot be checked here, and for one that an earlier call with other
+    arguments left."""
+    about = table.fingerprint
+    if args.table is None:
+        names = ("runtime", "threads", "networks", "checks", "rounds", "seed")
+        wanted = {**{name: getattr(args, name) for name in names}, "on": args.device}
+        wanted |= {"space": space.name, "classes": args.classes}
+        had = {**{name: about.get(name) for name in wanted}, "space": table.space, "classes": table.num_classes}
+        if changed := differences(had, wanted):
+            raise UserError(f"{path} is of an earlier call ({'; '.join(changed)}): remove it, or choose another --out")
+    check_table(table, str(path), space, table.num_classes)
+    check_measured_here(table, args.runtime, str(path))
+    if not {"threads", "networks", "checks", "seed"} <= about.keys():
+        raise UserError(f"{path} does not say which networks it was made from: only `profile` here makes such tables")
+
+
 def measured(plan, table, args, folder):
-    """The checking run: name to ms in each pass, normalised by the reference; and the raw groups."""
+    """The checking run, threads, device and batch being the table's: name to ms in each pass, normalised by the
+    reference; and the raw groups."""
+    about = table.fingerprint
+    on, batch = about.get("on", "cpu"), about.get("batch", 1)
+    here = {key: value for key, value in host(on).items() if key != "cores"}
     settings = {"space": plan.space.to_dict(), "checks": {n: a.to_dict() for n, a in plan.checks.items()}}
-    settings |= {**host(), **runtime(args.runtime).fingerprint(args.device), "packages": packages()}
-    settings |= {"rounds": args.rounds, "seed": args.seed, "classes": args.classes, "device": args.device}
-    write = partial(write_candidate, format_for(args.runtime), plan)
+    settings |= {**here, **runtime(args.runtime).fingerprint(on), "packages": packages()}
+    settings |= {"rounds": args.rounds, "seed": args.seed, "table": about, "classes": table.num_classes}
+    write = partial(write_candidate, format_for(args.runtime), plan, batch=batch)
     groups = Groups(write, format_for(args.runtime), args.rounds, args.seed, folder, settings)
     parts = {f"pass {i + 1}": plan.check_groups(GROUP) for i in range(args.passes)}
-    bench = partial(Bench, args.runtime, table.fingerprint["threads"], args.device)
+    bench = partial(Bench, args.runtime, about["threads"], on)
     with stage("check") as progress:
         found = groups.measure(parts, bench, lambda done, total, part: progress.update(done, part, total))
     repeats = {name: [] for name in plan.checks}
@@ -117,6 +143,7 @@ def main():
         profile_file(args.space, args.runtime, args.classes, settings, args.seed, path)
     seconds = {"profile": time.time() - start}  # of this call: less if it went on with an earlier one
     table, space = LatencyTable.load(path), SearchSpace.named(args.space)
+    check_fits(table, path, space, args)
     about = table.fingerprint
     used = Plan.draw(space, table.num_classes, about["networks"], about["checks"], about["seed"])
     random_ones = {n: a for n, a in used.checks.items() if n.startswith("check")}
@@ -154,4 +181,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -3,26 +3,33 @@
 import dataclasses
 import json
 import math
+import runpy
+import shutil
+import sys
 from collections import Counter
+from pathlib import Path
 from time import sleep
 
 import numpy as np
 import pytest
 
+from pocketformer import runs
 from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.cli.profile import _print_table
 from pocketformer.deploy import format_for as runtime_format
-from pocketformer.devices import LatencyTable, space_blocks
+from pocketformer.devices import LatencyTable, space_blocks, whole
 from pocketformer.devices import profile as profiling
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.devices.fit import fit_entries
 from pocketformer.devices.groups import Groups
+from pocketformer.devices.host import host
 from pocketformer.devices.measure import Measurement, interleave, paired_ratios, undisturbed
 from pocketformer.devices.plan import REFERENCE, SMALLEST, UNIT, Plan
 from pocketformer.devices.tabulate import tabulate
 from pocketformer.devices.whole import measure_whole
 from pocketformer.errors import UserError
-from pocketformer.pipelines.profiling import told, warn_if_wrong
+from pocketformer.pipelines.profiling import profile_file, told, warn_if_wrong
 from pocketformer.pipelines.refusals import check_measured_here
 from pocketformer.pipelines.settings import ProfileSettings
 from pocketformer.runtimes import runtime
@@ -218,6 +225,39 @@ def test_a_lucky_session_of_the_reference_is_no_error_of_all_others(tmp_path, lu
     assert again == found  # from the journal
 
 
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_after_an_interruption_the_reference_has_another_luck(tmp_path, first):
+    class Interrupted(Slots):
+        def interleave(self, *args, **kwargs):
+            if sum(name in self.loaded for name in "abcde") > first:
+                raise KeyboardInterrupt
+            return super().interleave(*args, **kwargs)
+
+    groups = Groups(lambda name, path: None, runtime_format("onnxruntime"), 3, 0, tmp_path, {})
+    parts = {"fit": [[name] for name in "abcde"]}
+    with pytest.raises(KeyboardInterrupt):
+        groups.measure(parts, lambda: Interrupted("nobody"), None)
+    found = groups.measure(parts, lambda: Slots(REFERENCE), None)
+    assert [next(iter(group)) for group in found] == list("abcde")
+    references = [ms for group in found for ms in group[REFERENCE]]
+    assert references == pytest.approx([1.0] * 15)
+
+
+def test_what_changed_is_said_when_a_profile_starts_anew(tmp_path, capsys):
+    parts = {"fit": [["a"]]}
+
+    def measure(**settings):
+        Groups(lambda name, path: None, runtime_format("onnxruntime"), 3, 0, tmp_path, settings).measure(
+            parts, lambda: Slots(None), None
+        )
+        return capsys.readouterr().err
+
+    assert measure(rounds=30, packages={"torch": "2", "timm": "1"}) == ""
+    assert measure(rounds=30, packages={"torch": "2", "timm": "1"}) == ""
+    told = measure(rounds=31, packages={"torch": "3", "timm": "1"})
+    assert told == 'starting anew: packages torch was "2", now "3"; rounds was 30, now 31\n'
+
+
 def test_without_networks_the_table_is_the_chains_own(space):
     plan = Plan.draw(space, 10, 0, 2, 0)
     assert plan.networks == {}
@@ -312,6 +352,7 @@ def test_an_interrupted_profile_goes_on(profiled, space, tmp_path, monkeypatch):
         return interleaved(bench, names, *args, **kwargs)
 
     monkeypatch.setattr(Bench, "interleave", counting)
+    monkeypatch.setattr(profiling, "host", lambda on: {**host(on), "cores": 1234})  # started by taskset this time
     profiling.profile(space, "onnxruntime", 10, work=tmp_path, **QUICK)
     assert measured == [set(json.loads(lines[-1])["samples"])]
     again = profiling.profile(space, "onnxruntime", 10, work=tmp_path, **QUICK)
@@ -367,9 +408,60 @@ def test_a_table_of_another_device_is_not_timed_against(profiled, tmp_path):
         measure_whole({"x": tmp_path / "x.onnx"}, phone, tmp_path / "reference.onnx", "onnxruntime")
 
 
+def test_a_table_of_another_gpu_is_not_timed_against(profiled, monkeypatch):
+    here = {**profiled[0].fingerprint, "on": "cuda", "gpu": "NVIDIA H200"}
+    monkeypatch.setattr(whole, "host", lambda on: host() | ({"gpu": "NVIDIA H200"} if on == "cuda" else {}))
+    settings = ProfileSettings(device="cuda")
+    check_measured_here(dataclasses.replace(profiled[0], fingerprint=here), "t.json", "onnxruntime", settings)
+    older = {key: value for key, value in here.items() if key != "gpu"}
+    check_measured_here(dataclasses.replace(profiled[0], fingerprint=older), "t.json", "onnxruntime", settings)
+    other = dataclasses.replace(profiled[0], fingerprint={**here, "gpu": "NVIDIA A100"})
+    with pytest.raises(UserError, match=r"measured on another gpu \(NVIDIA A100, this is NVIDIA H200\)"):
+        check_measured_here(other, "t.json", "onnxruntime", settings)
+
+
+def test_two_profiles_of_one_table_do_not_meet(tmp_path):
+    out, work = tmp_path / "table.json", tmp_path / ".table.json.work"
+    with runs.alone(work):
+        (work / profiling.JOURNAL).write_text("hours of work\n")
+        with pytest.raises(UserError, match="another process is working in this folder"):
+            profile_file("pocket28", "onnxruntime", 10, ProfileSettings(), 0, out)
+    assert (work / profiling.JOURNAL).read_text() == "hours of work\n"
+    shutil.rmtree(work)
+    with pytest.raises(UserError, match="must be at least"):
+        profile_file("pocket28", "onnxruntime", 10, ProfileSettings(threads=0), 0, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_of_tables_refuses_others(profiled, tmp_path, monkeypatch):
+    space_file, work = tmp_path / "tiny.yaml", tmp_path / "out.json.work"
+    space_file.write_text(json.dumps(TINY))
+    work.mkdir()
+    profiled[0].save(work / "table.json")
+    phone = {**profiled[0].fingerprint, "device": "Pixel 8"}
+    dataclasses.replace(profiled[0], fingerprint=phone).save(tmp_path / "phone.json")
+    benchmark = runpy.run_path(Path(__file__).parents[1] / "benchmarks" / "latency_table.py", run_name="benchmark")
+    job = ["latency_table.py", "--space", space_file, "--classes", "10", "--out", tmp_path / "out.json"]
+    job += ["--networks", "4", "--checks", "2"]
+    for more, message in (
+        (["--rounds", "5"], r"of an earlier call \(rounds was 4, now 5\)"),
+        (["--runtime", "openvino", "--rounds", "4"], r"runtime was \"onnxruntime\", now \"openvino\""),
+        (["--table", tmp_path / "phone.json"], "measured on another device"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(word) for word in [*job, *more]])
+        with pytest.raises(UserError, match=message):
+            benchmark["main"]()
+    assert {path.name for path in work.iterdir()} == {"table.json"}
+
+
 def test_a_bad_table_is_told_aloud(profiled, capsys):
     table = profiled[0]
     for scale, warned in ((1.0, False), (1.2, True)):
         exact = [dataclasses.replace(n, predicted=scale * n.measured) for n in table.check.networks]
-        warn_if_wrong(dataclasses.replace(table, check=dataclasses.replace(table.check, networks=exact)))
+        other = dataclasses.replace(table, check=dataclasses.replace(table.check, networks=exact))
+        warn_if_wrong(other)
         assert ("mean error on networks it has not seen is 20.0%" in capsys.readouterr().err) is warned
+        _print_table(other, Path("t.json"), json=False)
+        shown = capsys.readouterr().out
+        assert f"mean {scale - 1:.1%}" in shown
+        assert "while the device is idle" not in shown  # said once

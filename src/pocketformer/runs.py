@@ -125,6 +125,14 @@ class Run:
         self.close()
 
 
+def differences(was: Any, now: Any, name: str = "") -> list[str]:
+    """What differs, in words: "rounds was 30, now 31"; of what is nested, each by its names."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted({*was, *now})
+        return [text for key in keys for text in differences(was.get(key), now.get(key), f"{name} {key}".strip())]
+    return [] if was == now else [f"{name} was {_short(was)}, now {_short(now)}"]
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value) if value is not None else "not given"
     return text if len(text) <= 60 else text[:57] + "..."

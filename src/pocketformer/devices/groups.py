@@ -1,10 +1,9 @@
 """Candidates measured in groups, each beside the reference; finished groups are kept in a journal."""
 
-import json
 import random
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +14,15 @@ from pocketformer.deploy import SUFFIXES
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import undisturbed
 from pocketformer.devices.plan import REFERENCE
+from pocketformer.progress import say
+from pocketformer.runs import differences
 
+METHOD = 5  # raised when measurements of an older journal must not be used any more
 JOURNAL = "profile.jsonl"
 _SECONDS = 60.0  # a group takes about so long at most, by fewer rounds where networks are slow
 # Of equal files some are loaded to where they run some per cent faster. The reference's luck would be an error of all
-# others alike: it is loaded several more times in each part, and the median of these sessions counts.
+# others alike: it is loaded several more times for each part, and the median of these sessions counts. After an
+# interruption it is loaded anew, with another luck: groups are corrected by copies loaded in the same process.
 _COPIES, _COPY = 3, ", copy "
 
 Progress = Callable[[int, int, str], None]
@@ -30,12 +33,12 @@ class Groups:
     """Measures groups part by part; each part in a process of its own, with files of its own.
 
     `write(name, path)` writes a candidate. `settings` are what samples depend on besides: with others, the
-    journal in `work` starts anew.
+    journal in `work` starts anew, and says so.
     """
 
     def __init__(self, write: Writer, format: ModuleType, rounds: int, seed: int, work: Path, settings: dict):
         self.write, self.format, self.rounds, self.seed = write, format, rounds, seed
-        self.work, self.settings = work, json.loads(json.dumps(settings))
+        self.work, self.settings = work, files.as_json({"method": METHOD, **settings})
 
     def measure(
         self,
@@ -48,8 +51,12 @@ class Groups:
         path, models = self.work / JOURNAL, self.work / "models"
         lines = files.Lines.read(path)
         same = bool(lines) and lines[0] == {"settings": self.settings}
-        done = {_key(line["part"], line["samples"]): line["samples"] for line in lines[1:]} if same else {}
-        parts = {part: _with_copies(groups) for part, groups in parts.items()}
+        if len(lines) > 1 and not same:
+            changed = differences(lines[0].get("settings"), self.settings)
+            say(f"starting anew: {'; '.join(changed[:3])}{' and more' * (len(changed) > 3)}")
+        lines = lines[1:] if same else []
+        done = {_key(line["part"], line["samples"]): line for line in lines}
+        process = max((line["process"] for line in lines), default=-1)
         total, measured, count = sum(map(len, parts.values())), [], 0
         shutil.rmtree(models, ignore_errors=True)  # of a run that was killed
         with files.Lines(path, keep=lambda _: same) as journal:
@@ -57,26 +64,28 @@ class Groups:
                 journal.write({"settings": self.settings})
             try:
                 for part, groups in parts.items():
+                    keys = [_key(part, names) for names in groups]
+                    copies = _copies([key for key in keys if key not in done])
+                    process += 1
                     with open_bench() as bench:  # its process starts when it is needed
-                        fresh, found = True, []
-                        for names in groups:
-                            key = _key(part, [*names, REFERENCE])
+                        fresh = True
+                        for names, key in zip(groups, keys, strict=True):
                             if key not in done:
-                                done[key] = self._group(bench, names, fresh, models, count)
-                                journal.write({"part": part, "samples": done[key]})
+                                samples = self._group(bench, [*names, *copies[key]], fresh, models, count)
+                                done[key] = {"part": part, "process": process, "samples": samples}
+                                journal.write(done[key])
                                 fresh = False
-                            found.append(done[key])
                             count += 1
                             if progress is not None:
                                 progress(count, total, part)
-                        measured += _at_usual_reference(found)
+                    measured += _at_usual_reference([done[key] for key in keys])
             finally:
                 shutil.rmtree(models, ignore_errors=True)
         return measured
 
     def _group(self, bench: Bench, names: list[str], fresh: bool, models: Path, index: int) -> dict[str, list[float]]:
         """Of equal files the one loaded last is some per cent faster: each has a random place, and the reference
-        stays the same session for all groups of a part."""
+        stays the same session for all groups of a process."""
         models.mkdir(parents=True, exist_ok=True)
         order = [*names, REFERENCE] if fresh else list(names)
         random.Random(self.seed + index).shuffle(order)
@@ -93,28 +102,33 @@ class Groups:
         return {name: [round(ms, 6) for ms in times] for name, times in samples.items()}
 
 
-def _with_copies(groups: list[list[str]]) -> list[list[str]]:
-    groups = [list(names) for names in groups]
-    for i in range(_COPIES):
-        groups[i % len(groups)].append(f"{REFERENCE}{_COPY}{i}")
-    return groups
+# A group in the journal: its part and its candidates, the reference and its copies left out.
+Key = tuple[str, frozenset[str]]
 
 
-def _at_usual_reference(groups: list[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
-    """The groups of a part without copies of the reference, whose own session is taken to be as fast as usual."""
-    copies = [
-        undisturbed(samples) / undisturbed(group[REFERENCE])
-        for group in groups
-        for name, samples in group.items()
-        if _COPY in name
-    ]
-    usual = statistics.median([1.0, *copies])
+def _key(part: str, names: Iterable[str]) -> Key:
+    return part, frozenset(name for name in names if name != REFERENCE and _COPY not in name)
+
+
+def _copies(keys: list[Key]) -> dict[Key, list[str]]:
+    """The copies of the reference in each of the groups that a process measures: in the first ones."""
+    copies: dict[Key, list[str]] = {key: [] for key in keys}
+    for i in range(_COPIES if keys else 0):
+        copies[keys[i % len(keys)]].append(f"{REFERENCE}{_COPY}{i}")
+    return copies
+
+
+def _at_usual_reference(lines: list[dict]) -> list[dict[str, list[float]]]:
+    """The groups of a part, from the journal's lines, without copies of the reference. The reference's own session in
+    each process is taken to be as fast as is usual there."""
+    lucks: dict[int, list[float]] = {}
+    for line in lines:
+        samples = line["samples"]
+        luck = lucks.setdefault(line["process"], [1.0])
+        luck += [undisturbed(ms) / undisturbed(samples[REFERENCE]) for name, ms in samples.items() if _COPY in name]
     corrected = []
-    for group in groups:
-        kept = {name: samples for name, samples in group.items() if _COPY not in name}
-        corrected.append({**kept, REFERENCE: [ms * usual for ms in group[REFERENCE]]})
+    for line in lines:
+        kept = {name: ms for name, ms in line["samples"].items() if _COPY not in name}
+        usual = statistics.median(lucks[line["process"]])
+        corrected.append({**kept, REFERENCE: [ms * usual for ms in kept[REFERENCE]]})
     return corrected
-
-
-def _key(part: str, names: object) -> tuple[str, frozenset[str]]:
-    return part, frozenset(names)

@@ -90,6 +90,18 @@ def undisturbed(samples: Sequence[float]) -> float:
     return ordered[below] + (where - below) * (ordered[above] - ordered[below])
 
 
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Rank correlation; None where all values of one of them are the same."""
+    ranks = [_ranks(a), _ranks(b)]
+    return statistics.correlation(*ranks) if all(len(set(r)) > 1 for r in ranks) else None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """The place of each value in ascending order, the mean place where several are equal."""
+    ordered = sorted(values)
+    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
+
+
 def paired_ratios(samples: Sequence[float], reference: Sequence[float]) -> list[float]:
     """Round by round, sample over the reference's sample."""
     return [sample / base for sample, base in zip(samples, reference, strict=True)]

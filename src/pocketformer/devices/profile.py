@@ -13,7 +13,7 @@ from pocketformer.architecture import SearchSpace
 from pocketformer.deploy import format_for
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.candidates import write_candidate, write_network
-from pocketformer.devices.groups import JOURNAL, Groups, Progress
+from pocketformer.devices.groups import JOURNAL, METHOD, Groups, Progress
 from pocketformer.devices.host import host, packages
 from pocketformer.devices.plan import Plan
 from pocketformer.devices.table import LatencyTable
@@ -23,7 +23,6 @@ from pocketformer.runtimes import check_device, runtime
 
 __all__ = ["JOURNAL", "check_settings", "profile", "write_reference"]
 
-_METHOD = 4  # raised when measurements of an older journal must not be used any more
 _GROUP = 12
 _CHECK_PASSES = 2
 
@@ -56,7 +55,7 @@ def profile(
     format = format_for(runtime_name)
     plan = Plan.draw(space, num_classes, networks, checks, seed)
     settings = {
-        "method": _METHOD,
+        "method": METHOD,
         "space": space.to_dict(),
         "num_classes": num_classes,
         "threads": threads,
@@ -74,7 +73,9 @@ def profile(
     if plan.checks:
         parts |= {f"check, pass {i + 1}": plan.check_groups(_GROUP) for i in range(_CHECK_PASSES)}
     write = partial(write_candidate, format, plan, batch=batch)
-    groups = Groups(write, format, rounds, seed, Path(work), settings)
+    # How many cores this process may use may differ after an interruption.
+    compared = {key: value for key, value in settings.items() if key != "cores"}
+    groups = Groups(write, format, rounds, seed, Path(work), compared)
     measured = groups.measure(parts, partial(Bench, runtime_name, threads, device), progress)
     fingerprint = {key: value for key, value in settings.items() if key not in ("space", "num_classes")}
     return tabulate(plan, measured, fingerprint)

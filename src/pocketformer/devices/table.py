@@ -3,7 +3,6 @@
 import itertools
 import math
 import os
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from pocketformer import files
 from pocketformer.architecture import FFN, Architecture, Attention, SearchSpace, placement
 from pocketformer.architecture.blocks import BlockValue, Grid
+from pocketformer.devices.measure import spearman
 from pocketformer.errors import UserError
 
 _FORMAT = "pocketformer.latency-table/1"
@@ -107,14 +107,7 @@ class Check:
     @property
     def spearman(self) -> float | None:
         """Rank correlation of predicted and measured times; None where one of them is the same for all."""
-        ranks = [_ranks([n.predicted for n in self.networks]), _ranks([n.measured for n in self.networks])]
-        return statistics.correlation(*ranks) if all(len(set(r)) > 1 for r in ranks) else None
-
-
-def _ranks(values: list[float]) -> list[float]:
-    """The place of each value in ascending order, the mean place where several are equal."""
-    ordered = sorted(values)
-    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
+        return spearman([n.predicted for n in self.networks], [n.measured for n in self.networks])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-# What the scripts beside it share; they read it, it is not run. A script says RUNTIME, DEVICE and OS, may say ON and
-# PRECISION, and defines `run MODEL LOG`; then: settings, and each_model SUFFIX.
+# What the scripts beside it share: all models in turn, and what their logs were measured with. Not run by itself.
+#
+# A script reads this, says RUNTIME, DEVICE and OS, may say ON and PRECISION, and calls `settings`; then it defines
+# `run MODEL LOG` and calls `each_model SUFFIX`.
 #
 # A group of eight models and the reference is one sitting: interrupted in the middle, it is measured again as a whole.
 set -eu
