@@ -173,6 +173,35 @@ def test_two_networks_end_to_end(cli, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("shape", "batch", "words"),
+    [
+        ((1, 3, 32, 32), 8, ["1 image(s)", "--batch is 8", "--batch 1"]),
+        ((4, 3, 32, 32), 1, ["4 image(s)", "--batch is 1", "--batch 4"]),
+        ((1, 9, 6), 1, ["(1, 9, 6)", "not images"]),
+    ],
+)
+def test_a_file_for_another_number_of_images_is_refused(cli, tmp_path, shape, batch, words):
+    path = tmp_path / "model.onnx"
+    onnx_format.write_quick(torch.nn.Flatten(), torch.randn(shape), path)
+    code, out, err = cli(path, "--batch", batch)
+    assert (code, out) == (2, "")
+    assert all(word in err.splitlines()[-1] for word in words)
+
+
+def test_the_table_is_printed_before_it_is_written(cli, tmp_path, monkeypatch):
+    from pocketformer import files
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "x.json")
+
+    monkeypatch.setattr(files, "write_json", full)
+    code, out, err = cli("mobilenetv3_small_050", "--rounds", 5, "--out", tmp_path / "x.json")
+    assert code == 1
+    assert "mobilenetv3_small_050" in out
+    assert "No space left" in err
+
+
 def made_up(samples, base):
     """The rows of networks of which only the samples are known."""
     field = benchmarking._Field.__new__(benchmarking._Field)
@@ -293,12 +322,22 @@ def test_differences_of_chains_have_no_session_in_them():
     assert analysis.differences(samples, "x") == pytest.approx([per_op] * 3)
 
 
-def test_sums_and_intervals_of_nothing():
+def test_sums_and_intervals_of_nothing(tmp_path):
     a, b, c = (Operator(name, (1,), torch.nn.Identity) for name in "abc")
     costs_of = {"a": noisy(3.0), "b": noisy(1.0), "c": noisy(1.0)}
     assert analysis.judge(Comparison(2, "", "", (a,), (b, c)), costs_of)["ratio"] == pytest.approx(1.5, rel=0.02)
-    free = analysis.judge(Comparison(2, "", "", (a,), (b,)), {**costs_of, "b": [-0.001, 0.001, 0.0] * 10})
-    assert free["ratio95"][1] == float("inf")
+    for hardly in (False, True):
+        for nothing in ([-0.001, 0.001, 0.0] * 10, [-0.001, -0.002, 0.0] * 10):
+            comparison = Comparison(2, "a vs b", "", (a,), (b,), hardly)
+            free = analysis.judge(comparison, {**costs_of, "b": nothing})
+            assert (free["ratio"], free["ratio95"][1], free["verdict"]) == (None, None, analysis.UNDECIDED)
+            json.dumps(free, allow_nan=False)
+            found = {"comparisons": [free], "observations": analysis.observations([free]), "left_out": []}
+            found["fingerprint"] = dict.fromkeys(
+                ("device", "on", "runtime", "version", "threads", "batch", "rounds"), 1
+            )
+            assert "undecided" in benchmark_text.operators_text(found)
+            plots.save_plot(plots.operator_ratios(found), tmp_path / "o.svg")
 
 
 def test_operators_end_to_end(tmp_path):
@@ -330,6 +369,8 @@ def test_operators_end_to_end(tmp_path):
         (["efficientformerv2_s0", "--device", "tpu"], ["tpu", "cuda"]),
         (["efficientformerv2_s0", "--plot", "x.png"], ["x.png", ".svg"]),
         (["efficientformerv2_s0", "--out", "."], ["folder"]),
+        (["efficientformerv2_s0", "--out", "pyproject.toml/x.json"], ["pyproject.toml is not a folder"]),
+        (["resnet18", "--plot", "x.svg"], ["nothing to draw"]),
         (["--operators", "efficientformerv2_s0"], ["--operators"]),
         (["efficientformerv2_s0", "--rounds", "2"], ["--rounds"]),
     ],

@@ -176,7 +176,7 @@ BUDGET = [*DESIGN, "--max-parameters", "50%"]
 SEARCH = ["search", "--supernet", "{supernet}", "--latency", "{table}", "--out", "{new}"]
 TRAIN = ["train", "--architecture", "{small}", "--data", "{data}", "--epochs", "1", "--out", "{new}"]
 EVALUATE = ["evaluate", "--checkpoint", "{network}", "--data", "{data}"]
-EXPORT = ["export", "--checkpoint", "{network}", "--data", "{data}", "--out", "{new}"]
+EXPORT = ["export", "--checkpoint", "{network}", "--data", "{data}", "--out", "{new}.onnx"]
 
 MISTAKES = {
     # usage
@@ -196,6 +196,7 @@ MISTAKES = {
     "negative rate": ([*TRAIN, "--learning-rate", "-1"], "--learning-rate"),
     "unknown method": ([*SEARCH, "--max-latency", "50%", "--method", "luck"], "luck", "joint"),
     "unknown format": ([*EXPORT, "--format", "pdf"], "pdf", "onnx"),
+    "format and name": ([*EXPORT, "--format", "torch"], "of format torch ends in .pt2"),
     "pick and search": ([*SEARCH, "--pick", "{network}", "--max-latency", "1"], "--pick"),
     "search of nothing": (["search", "--max-latency", "1ms"], "--supernet"),
     # budgets
@@ -487,7 +488,7 @@ def test_a_full_disk_is_named(cli, faults, tmp_path, monkeypatch):
     answer = cli(*fill(TRAIN, faults, tmp_path / "new")).fails(1, "No space left on device", alone=False)
     assert "Traceback" not in answer.err
     assert not list(tmp_path.rglob("*.tmp*"))
-    cli(*fill(EXPORT, faults, tmp_path / "m.onnx")).fails(1, "No space left on device", "m.onnx", alone=False)
+    cli(*fill(EXPORT, faults, tmp_path / "m")).fails(1, "No space left on device", "m.onnx", alone=False)
     assert not list(tmp_path.rglob("m.onnx*"))
 
 
@@ -688,7 +689,7 @@ WEIGHTS_MISTAKES = {
     "no architecture": (["evaluate", "--checkpoint", "{official3}"], "--architecture"),
     "folder, no architecture": (["evaluate", "--checkpoint", "{folder3}"], "weights alone", "--architecture"),
     "folder, runtime": (["evaluate", "--checkpoint", "{folder3}", "--runtime", "onnxruntime"], "weights alone"),
-    "export, no architecture": (["export", "--out", "{new}", "--checkpoint", "{ours}"], "--architecture"),
+    "export, no architecture": (["export", "--out", "{new}.onnx", "--checkpoint", "{ours}"], "--architecture"),
     "another": (["evaluate", "--checkpoint", "{official3}", "--architecture", "efficientformerv2_s0"], "do not fit"),
     "unknown": (["evaluate", "--checkpoint", "{official3}", "--architecture", "efficientformerv2_s9"], "v2_s2"),
     "classes": (["evaluate", "--checkpoint", "{timm10}", "--architecture", "{shape}"], "knows 10", "has 3"),
@@ -698,7 +699,7 @@ WEIGHTS_MISTAKES = {
     ),
     "cut": (["evaluate", "--checkpoint", "{cut}", "--architecture", "{shape}"], "cut.pth", "cannot be read"),
     "code": (
-        ["export", "--checkpoint", "{code}", "--architecture", "{shape}", "--out", "{new}"],
+        ["export", "--checkpoint", "{code}", "--architecture", "{shape}", "--out", "{new}.onnx"],
         "mkdir",
         "not loaded",
     ),

@@ -19,7 +19,7 @@ from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import export, fuse
 from pocketformer.deploy.channels_last import channels_last
 from pocketformer.deploy.efficientformerv2 import FusedFFN, Upsampling
-from pocketformer.deploy.formats import format_of
+from pocketformer.deploy.formats import SUFFIXES, format_of
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import create_model
 from pocketformer.runtimes import runtime
@@ -159,9 +159,9 @@ def test_what_a_converter_rejects_is_told_in_one_line(request, small, images, tm
     where = {"litert": "litert_torch.convert", "coreml": "coremltools.convert"}[format]
     monkeypatch.setattr(where, refuse)
     with pytest.raises(WorkError, match=r"^export refused: .* rejects this network \(no such operator\)$"):
-        export(small, tmp_path / "model", images, format)
+        export(small, tmp_path / f"model{SUFFIXES[format]}", images, format)
     with pytest.raises(UserError, match=r"no dynamic batch$"):
-        export(small, tmp_path / "model", images, format, dynamic_batch=True)
+        export(small, tmp_path / f"model{SUFFIXES[format]}", images, format, dynamic_batch=True)
     assert list(tmp_path.iterdir()) == []
 
 

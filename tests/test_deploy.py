@@ -1,6 +1,7 @@
 """Fusing and exporting: equal outputs for every network, and a planted wrong operator is refused."""
 
 import copy
+import errno
 import random
 from functools import partial
 
@@ -188,6 +189,27 @@ def test_a_wrong_file_is_refused(small, tmp_path, monkeypatch, plant):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("write", ["write", "write_quick"])
+def test_what_the_exporter_raises_is_one_line(tmp_path, write):
+    class Odd(nn.Module):
+        def forward(self, x):
+            raise KeyError("first\nsecond")
+
+    with pytest.raises(WorkError, match=r"^export refused: PyTorch's ONNX exporter rejects this network \([^\n]+\)$"):
+        getattr(onnx_format, write)(Odd(), torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
+
+
+def test_a_full_disk_is_not_the_networks_fault(small, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(OSError, match="No space left"):
+        onnx_format.write_quick(nn.Identity(), torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
+    with pytest.raises(WorkError, match=r"^cannot write .*: No space left on device$"):
+        export(small, tmp_path / "model.onnx", images(small))
+
+
 def test_a_refused_export_leaves_the_older_file(small, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_text("older")
@@ -210,7 +232,9 @@ def test_a_broken_network_is_refused(small, tmp_path):
     ("name", "batch", "format", "message"),
     [
         ("file/model.onnx", torch.zeros(1, 3, 28, 28), "onnx", "cannot write"),
-        ("folder", torch.zeros(1, 3, 28, 28), "onnx", "cannot write"),
+        ("folder.onnx", torch.zeros(1, 3, 28, 28), "onnx", "cannot write"),
+        ("model", torch.zeros(1, 3, 28, 28), "openvino", r"a file of format openvino ends in \.xml"),
+        ("model.pt2", torch.zeros(1, 3, 28, 28), "aotinductor", r"a file of format aotinductor ends in \.aoti\.pt2"),
         ("model.onnx", torch.zeros(1, 3, 32, 32), "onnx", r"shape \(N, 3, 28, 28\)"),
         ("model.onnx", torch.zeros(0, 3, 28, 28), "onnx", "N >= 1"),
         ("model.onnx", torch.zeros(1, 3, 28, 28, dtype=torch.uint8), "onnx", "uint8"),
@@ -219,11 +243,13 @@ def test_a_broken_network_is_refused(small, tmp_path):
 )
 def test_mistakes_are_told_in_one_line(small, tmp_path, name, batch, format, message):
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.onnx").mkdir()
+    if format == "openvino":
+        pytest.importorskip("openvino")
     with pytest.raises(UserError, match=message) as caught:
         export(small, tmp_path / name, batch, format)
     assert "\n" not in str(caught.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
 
 
 @torch.no_grad()

@@ -29,9 +29,10 @@ from pocketformer.devices.plan import REFERENCE, SMALLEST, UNIT, Plan
 from pocketformer.devices.tabulate import tabulate
 from pocketformer.devices.whole import measure_whole
 from pocketformer.errors import UserError
+from pocketformer.pipelines.design import design
 from pocketformer.pipelines.profiling import profile_file, told, warn_if_wrong
 from pocketformer.pipelines.refusals import check_measured_here
-from pocketformer.pipelines.settings import ProfileSettings
+from pocketformer.pipelines.settings import DesignSettings, ProfileSettings
 from pocketformer.runtimes import runtime
 from tiny import TINY
 
@@ -384,6 +385,14 @@ def test_whole_files_are_timed_beside_the_reference(profiled, space, tmp_path):
         measure_whole({"x": tmp_path / "broken.onnx"}, table, tmp_path / "reference.onnx", "onnxruntime")
 
 
+def test_design_is_for_one_image_at_a_time(space, tmp_path):
+    """As the file that it exports; a table for more would count other milliseconds."""
+    settings = DesignSettings("embedded", space, "onnxruntime", profile=ProfileSettings(batch=8))
+    with pytest.raises(UserError, match="batch must be 1"):
+        design(settings, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("changes", [{"threads": 0}, {"rounds": 1}, {"networks": -1}, {"checks": -1}])
 def test_unusable_settings_are_refused(space, tmp_path, changes):
     with pytest.raises(UserError, match="must be at least"):
@@ -393,6 +402,7 @@ def test_unusable_settings_are_refused(space, tmp_path, changes):
 
 def test_a_table_of_another_device_is_not_timed_against(profiled, tmp_path):
     table = profiled[0]
+    assert table.fingerprint["on"] == "cpu"  # the runtime's first, as no device was named
     check_measured_here(table, "t.json", "onnxruntime", ProfileSettings())
     for changes, runtime_name, message in (
         ({"device": "Pixel 8"}, "onnxruntime", r"t\.json was measured on another device \(Pixel 8, this is "),

@@ -1,9 +1,11 @@
 """Runtimes: crashes stay in their process, files of two parts are whole, lower precisions are checked and compared."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -12,19 +14,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from perturbed import perturb
 from pocketformer import files
 from pocketformer.architecture import SearchSpace
 from pocketformer.cli.main import main
-from pocketformer.deploy import SUFFIXES, export, format_by_name, format_of
+from pocketformer.deploy import SUFFIXES, export, format_by_name, format_of, runtime_of
 from pocketformer.deploy import efficientformerv2 as fused_forms
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import create_model
+from pocketformer.pipelines import exporting
+from pocketformer.pipelines.calibration import calibration_images
 from pocketformer.runtimes import RUNTIMES, runtime
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.runtimes.worker import Worker
+from pocketformer.training.data import open_data
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +85,31 @@ def test_a_crash_is_one_line_and_the_next_call_works():
 def test_a_worker_ends_with_its_caller():
     code = (
         "import os, signal\nfrom pocketformer.runtimes.worker import Worker\n"
-        "worker = Worker()\nprint(worker.call(os.getpid, what='pid'), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "worker = Worker()\nfolder = worker.call(os.getenv, 'TMPDIR', what='folder')\n"
+        "print(worker.call(os.getpid, what='pid'), folder, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    pid = int(found.stdout)
+    pid, folder = found.stdout.split()
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
             break
         time.sleep(0.05)
     else:
         pytest.fail("the worker outlives its caller")
+    assert not Path(folder).exists()
+
+
+def test_what_a_runtime_unpacks_goes_with_its_process():
+    with Worker() as worker:
+        folder = worker.call(tempfile.mkdtemp, what="unpack")
+        assert Path(folder).is_dir()
+        compiled = worker.call(os.getenv, "TORCHINDUCTOR_CACHE_DIR", what="look")
+        assert not Path(compiled).is_relative_to(Path(folder).parent)  # that is to stay
+        with pytest.raises(WorkError):
+            worker.call(os.abort, what="crash")
+        assert not Path(folder).parent.exists()
+        folder = worker.call(tempfile.mkdtemp, what="unpack")
+    assert not Path(folder).parent.exists()
 
 
 def test_a_script_without_a_main_guard_can_export(tmp_path):
@@ -116,6 +137,73 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path, name, content):
     with Sessions(name) as sessions, pytest.raises((UserError, WorkError), match="load") as caught:
         sessions.load("broken", path)
     assert "\n" not in str(caught.value)
+
+
+def model_of(*inputs):
+    """An ONNX file's bytes, of a graph with such inputs (name, type, shape)."""
+    given = [onnx.helper.make_tensor_value_info(*described) for described in inputs]
+    nodes = [onnx.helper.make_node("Identity", [described[0]], [f"{described[0]}_out"]) for described in inputs]
+    out = [onnx.helper.make_tensor_value_info(f"{name}_out", kind, shape) for name, kind, shape in inputs]
+    if not inputs:
+        value = onnx.helper.make_tensor("v", onnx.TensorProto.FLOAT, [1], [1.0])
+        nodes, out = (
+            [onnx.helper.make_node("Constant", [], ["y"], value=value)],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+        )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", given, out), opset_imports=opset, ir_version=8)
+
+
+FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+UNFIT = {
+    "no input": [],
+    "two inputs": [("x", FLOAT, [1, 3, 8, 8]), ("z", FLOAT, [1, 3, 8, 8])],
+    "a free side": [("x", FLOAT, [1, 3, "h", 8])],
+    "doubles": [("x", DOUBLE, [1, 3, 8, 8])],
+    "a number": [("x", FLOAT, [])],
+}
+
+
+@pytest.mark.parametrize("inputs", UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_files_of_other_inputs_are_told_in_one_line(tmp_path, name, inputs):
+    pytest.importorskip(name)
+    path = tmp_path / f"odd{SUFFIXES[runtime(name).FORMAT]}"
+    if name == "openvino":
+        import openvino
+
+        onnx.save(model_of(*inputs), tmp_path / "odd.onnx")
+        openvino.save_model(openvino.convert_model(tmp_path / "odd.onnx"), str(path))
+    else:
+        onnx.save(model_of(*inputs), path)
+    with pytest.raises(UserError, match=r"odd\.\w+: needs one float32 input of fixed size, as `export` writes it$"):
+        runtime(name).load(path)
+
+
+def test_only_a_free_number_of_images_is_taken_for_one(tmp_path):
+    onnx.save(model_of(("x", FLOAT, ["n", 3, 8, 8])), tmp_path / "a.onnx")
+    assert runtime("onnxruntime").load(tmp_path / "a.onnx").shape == (1, 3, 8, 8)
+    onnx.save(model_of(("x", FLOAT, [4, 9, 6])), tmp_path / "b.onnx")  # tokens
+    assert runtime("onnxruntime").load(tmp_path / "b.onnx").shape == (4, 9, 6)
+
+
+def test_the_device_is_the_runtimes_first_unless_named(monkeypatch):
+    module = runtime("onnxruntime")
+    assert Sessions("onnxruntime").device == "cpu"
+    monkeypatch.setattr(module, "DEVICES", ("cuda",))  # as tensorrt
+    assert Sessions("onnxruntime").device == "cuda"
+    with pytest.raises(UserError, match="does not run on 'cpu'"):
+        Sessions("onnxruntime", device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_runtime_without_its_cuda_is_not_taken_for_the_gpu(tmp_path, monkeypatch):
+    module, path = runtime("onnxruntime"), tmp_path / "a.onnx"
+    onnx.save(model_of(("x", FLOAT, [1, 3, 8, 8])), path)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(module.onnxruntime, "get_available_providers", lambda: providers)
+    with pytest.raises(UserError, match="cannot use CUDA here"):
+        module.load(path, device="cuda")
 
 
 def test_unknown_names_and_devices_are_refused():
@@ -195,6 +283,40 @@ def test_a_kill_between_the_renames_leaves_no_mixed_pair(tmp_path, monkeypatch, 
     assert not path.exists()  # the part that people name
 
 
+def write_folder(path):
+    with files.whole(path) as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(5, "broken")])
+def test_a_folder_is_never_half_replaced(tmp_path, monkeypatch, stop):
+    path = tmp_path / "model.mlpackage"
+    path.mkdir()
+    (path / "old").write_text("old")
+    replace = os.replace
+
+    def failing(source, target):
+        if Path(target) == path and "old" not in Path(source).name:
+            assert not list(path.glob("*"))
+            raise stop
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_folder(path)
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == [path.name, f"{path.name}/old"]
+
+
+def test_targets_are_checked_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    files.check_target(tmp_path / "new" / "deep" / "x.json")
+    files.check_target(tmp_path / "file")
+    for wrong, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "file is not a folder")):
+        with pytest.raises(UserError, match=message):
+            files.check_target(wrong)
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "model.mlpackage"
     for version in ("old", "new"):
@@ -213,12 +335,12 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_exported_files_agree_and_take_the_batches_they_say(small, tmp_path, format, dynamic):
-    chosen, path = format_of(format), tmp_path / f"model{SUFFIXES[format]}"
+    path = tmp_path / f"model{SUFFIXES[format]}"
     x = images(small, 7)
     report = export(small, path, x, format, dynamic_batch=dynamic)
     assert report.verified.max_difference <= 1e-4 * report.verified.logits_std
     assert report.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
-    session = runtime(chosen.RUNTIME).load(path)
+    session = runtime(runtime_of(format)).load(path)
     assert session.shape == (1, 3, 28, 28)
     if dynamic:
         with torch.no_grad():
@@ -236,8 +358,11 @@ def test_int8_is_quantised_smaller_and_checked(small, tmp_path, format):
     path = tmp_path / f"model{SUFFIXES[format]}"
     model = create_model(SearchSpace.named("pocket28").largest, 10)
     full = export(model, path, images(model, 8), format)
-    report = export(model, path, images(model, 8), format, precision="int8", calibration=images(model, 16, seed=1))
+    float32 = tmp_path / f"float32{SUFFIXES[format]}"
+    settings = {"precision": "int8", "calibration": images(model, 16, seed=1), "float32": float32}
+    report = export(model, path, images(model, 8), format, **settings)
     assert report.precision == "int8"
+    assert float32.stat().st_size > path.stat().st_size or format == "openvino"
     assert report.bytes < 0.75 * full.bytes
     found = report.verified
     assert full.verified.rms_difference < found.rms_difference < 0.5 * found.logits_std
@@ -256,8 +381,30 @@ def test_a_wrong_operator_is_refused_in_every_precision(tmp_path, monkeypatch, p
     calibration = images(model, 4) if precision == "int8" else None
     path = tmp_path / "model.xml"
     monkeypatch.setattr(fused_forms.FusedFFN, "forward", lambda self, x: x - self.fc2(self.act(self.mid(self.fc1(x)))))
-    with pytest.raises(WorkError, match=rf"^export refused: in {precision}, logits differ [^\n]+$"):
+    with pytest.raises(WorkError, match=r"^export refused: in float32, logits differ [^\n]+$"):
         export(model, path, images(model, 4), "openvino", precision=precision, calibration=calibration)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_in_one_block_is_refused_in_int8(small, tmp_path, monkeypatch):
+    """A fault that is smaller than what int8 may round away."""
+    chosen, path, wrong, model = format_of("onnx"), tmp_path / "model.onnx", [], small
+    write = chosen.write
+
+    def write_wrong(module, example, path, precision, *settings):
+        if not wrong or precision in wrong:
+            module = copy.deepcopy(module)
+            block = next(m for m in module.modules() if isinstance(m, fused_forms.FusedFFN))
+            block.fc2.weight.mul_(-1 if not wrong else -300)
+        write(module, example, path, precision, *settings)
+
+    monkeypatch.setattr(chosen, "write", write_wrong)
+    settings = {"precision": "int8", "calibration": images(model, 8, seed=1)}
+    with pytest.raises(WorkError, match=r"^export refused: in float32"):
+        export(model, path, images(model, 8), **settings)
+    wrong.append("int8")  # in its own conversion
+    with pytest.raises(WorkError, match=r"^export refused: in int8"):
+        export(model, path, images(model, 8), **settings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,6 +451,41 @@ def test_int8_is_compared_with_float32(trained, tmp_path, capsys):
     assert abs(accuracy["int8"]["accuracy"] - accuracy["float32"]["accuracy"]) < 0.1
     assert found["compared"]["latency_ratio"] > 0.1
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_failed_comparison_is_a_note(trained, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise WorkError("the runtime crashed")
+
+    monkeypatch.setattr(exporting, "_compared", fail)
+    out = tmp_path / "model.onnx"
+    assert command("export", "--checkpoint", trained, "--int8", "--out", out) == 0
+    assert "note: int8 could not be compared with float32: the runtime crashed" in capsys.readouterr().err
+    assert out.exists()
+
+
+def test_a_name_of_another_format_is_refused_before_anything_is_read(tmp_path, capsys):
+    arguments = ["export", "--checkpoint", tmp_path / "none", "--format", "torch", "--out", tmp_path / "model.onnx"]
+    assert command(*arguments) == 2
+    assert "a file of format torch ends in .pt2" in capsys.readouterr().err
+
+
+def test_nothing_is_calibrated_on_the_test_split(trained, tmp_path):
+    """Of a folder with train/ and val/; the one's images are dark, the other's bright."""
+    for part, shade, count in (("train", 10, 8), ("val", 200, 4)):
+        for label in ("a", "b"):
+            (tmp_path / "photos" / part / label).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (28, 28), (shade + i,) * 3).save(tmp_path / "photos" / part / label / f"{i}.png")
+    model = create_model(SearchSpace.named("pocket28").smallest, 2)
+    data = open_data("embedded", size=(28, 28))
+    settings = (model, str(tmp_path / "photos"), data, (28, 28), 0)
+    assert calibration_images(*settings).max() < 0
+    mixed = open_data(tmp_path / "photos" / "train", size=(28, 28))  # a tenth of it is set aside
+    own = calibration_images(model, str(tmp_path / "photos" / "train"), mixed, (28, 28), 0)
+    assert len(own) == len(mixed.fit) < 16
+    plain = calibration_images(model, str(tmp_path / "photos" / "val"), data, (28, 28), 0)
+    assert (len(plain), plain.min() > 0) == (8, True)
 
 
 def test_a_calibration_folder_without_images_is_refused(trained, tmp_path, capsys):

@@ -7,3 +7,9 @@ class UserError(ValueError):
 
 class WorkError(RuntimeError):
     """The work itself failed or was refused: a wrong export, an impossible budget, a full disk. Exit code 1."""
+
+
+def first_line(error: Exception) -> str:
+    """What another's exception says, as one line that is not too long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -37,23 +37,35 @@ def whole(path: str | os.PathLike, companion: str | None = None) -> Iterator[Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path)
         yield temporary
-        if temporary.is_dir():
-            _flush(*(p for p in temporary.rglob("*") if p.is_file()))
-            if path.is_dir():  # a folder is not replaced in one step
-                shutil.rmtree(path)
-        else:
-            _flush(temporary)
+        folder = temporary.is_dir()
+        _flush(*(p for p in temporary.rglob("*") if p.is_file()) if folder else [temporary])
         if companion is not None:
             _flush(temporary.with_suffix(companion))
             path.unlink(missing_ok=True)
             os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
-        os.replace(temporary, path)
+        if folder and path.is_dir():
+            _replace_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         if error.filename is None:  # of a full disk, the system does not say which file it was
             error.filename = str(path)
         raise
     finally:
         remove(temporary, companion)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """A folder cannot be renamed over another: the old one is whole, under a temporary name, until the new one is
+    there."""
+    old = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    remove(old)
 
 
 def _flush(*paths: Path) -> None:
@@ -87,6 +99,18 @@ def _is_alive(process: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """Raises `UserError` if no file can be written there: said before the work is done, not after."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file to write")
+    parent = next(p for p in path.absolute().parents if p.exists())  # the folders below it will be made
+    if not parent.is_dir():
+        raise UserError(f"cannot write {path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {parent}")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pocketformer.cli import options
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, WorkError
 
 _ENDINGS = (".svg", ".html")
 
@@ -22,8 +22,8 @@ def benchmark(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="Published names, architecture.json files, folders with one, exported files, networks of timm "
-            "(NAME or timm:NAME). [default: --peers]",
+            help="Published names, architecture.json files, folders with one, exported files (of .pt2 only your own: "
+            "they can run code), networks of timm (NAME or timm:NAME). [default: --peers]",
             show_default=False,
         ),
     ] = None,
@@ -34,12 +34,7 @@ def benchmark(
         bool, typer.Option("--operators", help="Instead: V1's latency analysis (Sec. 3), operator by operator.")
     ] = False,
     runtime: options.Runtime = "onnxruntime",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="cpu|cuda", callback=options.one_of(lambda: ("cpu", "cuda")), help="Where the runtime runs them."
-        ),
-    ] = "cpu",
+    device: options.Device = None,
     threads: options.Threads = 1,
     batch: options.Batch = 1,
     activation: Annotated[
@@ -66,9 +61,10 @@ def benchmark(
     All are timed in turn, round by round, beside MobileNetV2 x1.0: ratios to it carry to other devices better
     than milliseconds do. Without MODEL: the seven published networks, the search space's largest member, the
     peers of the paper's table and newer ones, against MobileNetV2 at 224 px; with MODEL alone, each against
-    MobileNetV2 at its own input size. Exported files are timed as they are; all others with random weights and
-    1000 classes as they are deployed (networks of timm re-parameterised and fused where timm can). A network
-    that the exporter or the runtime fails on is named and left out. The paper used batch 64 on its GPU.
+    MobileNetV2 at its own input size. Exported files are timed as they are (one that takes another number of
+    images than --batch is refused); all others with random weights and 1000 classes as they are deployed
+    (networks of timm re-parameterised and fused where timm can). A network that the exporter or the runtime
+    fails on is named and left out. The paper used batch 64 on its GPU.
 
     --operators compares patch embeddings, token mixers, reshapes, MLPs and activations at the shapes of
     efficientformer_l1, and says which of the paper's observations hold here.
@@ -84,8 +80,8 @@ def benchmark(
     from pocketformer.report import benchmarks as plots
 
     for path in (out, plot):
-        if path is not None and path.is_dir():
-            raise UserError(f"{path} is a folder: name the file to write")
+        if path is not None:
+            files.check_target(path)
     settings = {"threads": threads, "batch": batch, "rounds": rounds, "device": device, "seed": seed}
     if operators:
         if models or peers or activation != "own":
@@ -95,17 +91,20 @@ def benchmark(
         found = measure_operators(runtime, **settings)
         drawn = plots.operator_ratios(found) if plot else None
     else:
+        from pocketformer.pipelines import lineup
         from pocketformer.pipelines.benchmarking import benchmark as run
 
+        if plot and models and not peers and not any(lineup.named(name).top1 for name in models):
+            raise UserError("nothing to draw: of none of these networks a paper prints the accuracy")
         found = run(models or [], runtime, peers=peers or not models, activation=activation, **settings)
         drawn = plots.accuracy_latency(found) if plot else None
-    if out is not None:
-        files.write_json(out, found)
     if json:
         options.print_json(text.without_samples(found))
     else:
         print(text.operators_text(found) if operators else text.networks_text(found))
-    if plot is not None:
-        if drawn is None:
-            raise UserError("nothing to draw: of none of these networks a paper prints the accuracy")
+    if out is not None:
+        files.write_json(out, found)
+    if drawn is not None:
         plots.save_plot(drawn, plot)
+    elif plot is not None:
+        raise WorkError("nothing to draw: none of the networks whose accuracy a paper prints could be timed")

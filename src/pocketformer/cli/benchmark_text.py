@@ -38,10 +38,10 @@ def operators_text(found: dict) -> str:
 
     table = [("observation: comparison", "slower", "faster", "ratio", "95 % interval", "verdict")]
     for row in found["comparisons"]:
-        low, high = row["ratio95"]
         sides = (_side(row, "slower"), _side(row, "faster"))
         title = f"{row['observation']}: {row['comparison']}"
-        table.append((title, *sides, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", row["verdict"]))
+        low, high = (_number(bound) or "?" for bound in row["ratio95"])
+        table.append((title, *sides, _number(row["ratio"]) or "?", f"{low} to {high}", row["verdict"]))
     lines = [_how(found), aligned(table), ""]
     for number, counts in found["observations"].items():
         shares = ", ".join(f"{verdict} {count} x" for verdict, count in counts.items() if count)
@@ -68,7 +68,7 @@ def _how(found: dict) -> str:
     activation = ", all activations ReLU" if p.get("activation") == "relu" else ""
     version = f"{p['runtime']} {p['version']}"
     return (
-        f"{p['device']} ({p['on']}), {version}, {p['threads']} thread(s), batch {p['batch']}, "
+        f"{p.get('gpu', p['device'])} ({p['on']}), {version}, {p['threads']} thread(s), batch {p['batch']}, "
         f"{p['rounds']} rounds{activation}"
     )
 

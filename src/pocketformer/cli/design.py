@@ -60,7 +60,6 @@ def design(
     ] = False,
     teacher: options.Teacher = None,
     threads: options.Threads = 1,
-    batch: options.Batch = 1,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
@@ -76,7 +75,7 @@ def design(
     \b
     Files in FOLDER:
       report.html                 the page to look at
-      exported/model.onnx         the network to deploy, verified and timed
+      exported/                   the network to deploy in the runtime's format, verified and timed
       model.safetensors           the same for `evaluate`, `export` and `train --init`,
         + architecture.json, config.json
       results.json                every figure of the page
@@ -104,7 +103,7 @@ def design(
             epochs=final_epochs,
             batch_size=batch_size,
         ),
-        profile=ProfileSettings(threads=threads, batch=batch),
+        profile=ProfileSettings(threads=threads),
         latency=str(latency) if latency else None,
         teacher=teacher,
         from_scratch=from_scratch,

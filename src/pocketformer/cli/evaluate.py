@@ -33,10 +33,10 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the test split.
 
-    In PyTorch, or through an exported file (of the folder's exported/, unless PATH is a file). The
-    test split is val/ of the data; without val/, give the --seed of the training, so that the same tenth is
-    set aside. A file of official or timm's weights gets images normalised as on ImageNet, and the data's classes
-    in sorted order. Writes no files.
+    In PyTorch, or through an exported file: of the folder's exported/, unless PATH is a file (of .pt2 files run
+    only your own: they can run code). The test split is val/ of the data; without val/, give the --seed of the
+    training, so that the same tenth is set aside. A file of official or timm's weights gets images normalised as
+    on ImageNet, and the data's classes in sorted order. Writes no files.
 
     \b
     Examples:

@@ -17,13 +17,14 @@ def export(
             "--architecture.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, such as model.onnx.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; its name ends as the format's do.")],
     format: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             callback=options.check_format,
-            help="Format of the file: onnx, openvino, executorch, litert, coreml, tensorrt, torch or aotinductor.",
+            help="Format of the file, and how its name ends: onnx (.onnx), openvino (.xml), executorch (.pte), "
+            "litert (.tflite), coreml (.mlpackage), tensorrt (.engine), torch (.pt2) or aotinductor (.aoti.pt2).",
         ),
     ] = "onnx",
     precision: Annotated[
@@ -35,8 +36,8 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images that int8 is calibrated on (128 are used): any folder of images, or a data set's name. "
-            "[default: those of --data]",
+            help="Images that int8 is calibrated on (128 are used): any folder of images, or a data set, of which "
+            "none of the test split are taken. [default: those of --data]",
         ),
     ] = None,
     dynamic_batch: Annotated[
@@ -55,7 +56,8 @@ def export(
     The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and
     then normalised by `mean` and `std` of the folder's config.json (for a file of weights they are printed);
     output `logits`. The file is run on real images and compared with PyTorch first: on a mismatch nothing is
-    written (exit code 1). In a lower precision, accuracy and latency are compared with the float32 file's.
+    written (exit code 1). For a lower precision, a float32 file is checked first; accuracy and latency are then
+    compared with that file's.
 
     \b
     Examples:

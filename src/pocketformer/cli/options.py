@@ -79,6 +79,14 @@ Seed = Annotated[
 ]
 Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Processor threads of a network while it is timed.")]
 Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Images per call while a network is timed.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cpu|cuda",
+        callback=one_of(lambda: ("cpu", "cuda")),
+        help="What the runtime runs on, where it has a choice. [default: the processor; tensorrt: the GPU]",
+    ),
+]
 Workers = Annotated[int, typer.Option(metavar="N", min=0, help="Threads that decode images.")]
 BadImages = Annotated[
     str,

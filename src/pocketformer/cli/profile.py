@@ -24,9 +24,7 @@ def profile(
     ] = 1000,
     threads: options.Threads = 1,
     batch: options.Batch = 1,
-    device: Annotated[
-        str, typer.Option(metavar="cpu|cuda", help="What the runtime runs on, where it has a choice.")
-    ] = "cpu",
+    device: options.Device = None,
     rounds: Annotated[
         int, typer.Option(metavar="N", min=2, help="Samples of each candidate; fewer are taken of slow ones.")
     ] = 30,

@@ -2,7 +2,15 @@
 
 from pocketformer.deploy import efficientformer, efficientformerv2  # noqa: F401  (they register their blocks)
 from pocketformer.deploy.exporter import ExportReport, export, exporter_of
-from pocketformer.deploy.formats import FORMATS, SUFFIXES, format_by_name, format_for, format_of
+from pocketformer.deploy.formats import (
+    FORMATS,
+    SUFFIXES,
+    check_name,
+    format_by_name,
+    format_for,
+    format_of,
+    runtime_of,
+)
 from pocketformer.deploy.fuse import FusedHead, FusedNetwork, fuse, fuse_block
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "ExportReport",
     "FusedHead",
     "FusedNetwork",
+    "check_name",
     "export",
     "exporter_of",
     "format_by_name",
@@ -18,4 +27,5 @@ __all__ = [
     "format_of",
     "fuse",
     "fuse_block",
+    "runtime_of",
 ]

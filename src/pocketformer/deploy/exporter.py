@@ -3,6 +3,7 @@
 import copy
 import errno
 import os
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,10 @@ import torch
 from torch import nn
 
 from pocketformer import files
-from pocketformer.deploy.formats import format_of
+from pocketformer.deploy.formats import SUFFIXES, check_name, format_of, runtime_of
 from pocketformer.deploy.fuse import fuse
 from pocketformer.deploy.verify import Verification, check_images, fit_images, verify
 from pocketformer.errors import UserError, WorkError
-from pocketformer.runtimes import runtime
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.runtimes.worker import Worker
 
@@ -53,17 +53,20 @@ def export(
     precision: str = "float32",
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
+    float32: str | os.PathLike | None = None,
 ) -> ExportReport:
     """Writes the deployed graph of `model` to `path`: for single images, or with `dynamic_batch` any number.
 
     `images`: (N, in_chans, H, W), normalised as in training; the first 32 are run through the file on its own
     runtime and compared with `model` in evaluation mode. The file appears under its name only if all logits
-    agree within 1e-3 of their standard deviation (in a lower `precision`, within its rounding:
-    `verify.ROUNDING`); else `WorkError`, and `path` is untouched. int8 is calibrated on the images `calibration`.
-    A path that cannot be written is a `UserError`. `model` is left as it was. The file is run in a process of
-    its own: a crash there is a `WorkError` as well.
+    agree within 1e-3 of their standard deviation; else `WorkError`, and `path` is untouched. For a lower
+    `precision`, a float32 file has to pass that, which stays at `float32` if given; the file itself then differs
+    by rounding alone and has to be within `verify.ROUNDING`. int8 is calibrated on the images `calibration`. A
+    path that cannot be written, or does not end as the format's do, is a `UserError`. `model` is left as it was.
+    Files are run in a process of their own: a crash there is a `WorkError` as well.
     """
     chosen = exporter_of(format, precision)
+    check_name(path, format)
     if (precision == "int8") != (calibration is not None):
         raise UserError("calibration images belong to int8, and int8 needs them")
     start = time.perf_counter()
@@ -72,11 +75,19 @@ def export(
     if calibration is not None:
         calibration = fit_images(model, calibration, "calibration")
     try:
-        with files.whole(path, chosen.COMPANION) as temporary, Worker() as worker:
+        with (
+            tempfile.TemporaryDirectory(prefix="pocketformer-") as folder,
+            files.whole(path, chosen.COMPANION) as temporary,
+            Worker() as worker,
+        ):
             temporary.touch()  # a folder that cannot be written shows before the work is done
             temporary.unlink()  # some formats are folders
+            if precision != "float32" and runtime_of(format) is not None:
+                full = Path(float32 or Path(folder) / f"float32{SUFFIXES[format]}")
+                chosen.write(fused, images[:1], full, "float32", None, dynamic_batch)
+                _verify(worker, format, model, full, images, "float32", dynamic_batch)
             chosen.write(fused, images[:1], temporary, precision, calibration, dynamic_batch)
-            found = _verify(worker, chosen, model, temporary, images, precision, dynamic_batch)
+            found = _verify(worker, format, model, temporary, images, precision, dynamic_batch)
             details, size = chosen.describe(temporary), _bytes(temporary, chosen.COMPANION)
     except OSError as error:
         kind = WorkError if error.errno in _DISK else UserError
@@ -95,18 +106,19 @@ def exporter_of(format: str, precision: str) -> ModuleType:
 
 def _verify(
     worker: Worker,
-    chosen: ModuleType,
+    format: str,
     model: nn.Module,
     path: Path,
     images: torch.Tensor,
     precision: str,
     dynamic_batch: bool,
 ) -> Verification | None:
-    if chosen.RUNTIME is None:
+    runtime_name = runtime_of(format)
+    if runtime_name is None:
         return None
 
     def run(x: np.ndarray) -> np.ndarray:
-        sessions = Sessions(chosen.RUNTIME, device=runtime(chosen.RUNTIME).DEVICES[0], worker=worker)
+        sessions = Sessions(runtime_name, worker=worker)
         try:
             sessions.load("the file", path)
             return sessions.run("the file", x, (1, 3) if dynamic_batch else (1,))

@@ -1,4 +1,4 @@
-"""Converters in silence: what they say is for their own developers."""
+"""Converters in silence: what they say is for their own developers. What they raise, in one line."""
 
 import io
 import logging
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
+
+from pocketformer.errors import UserError, WorkError, first_line
 
 
 @contextmanager
@@ -34,3 +36,21 @@ def quiet() -> Iterator[None]:
             os.close(kept)
             logging.disable(disabled)
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Around a converter, or as a decorator of what calls one: in silence, and without gradients.
+
+    Converters raise many types: each becomes a `WorkError` that names `what`. What the system refuses, such as a
+    full disk, is not the network's fault and stays an `OSError`.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            yield
+    except (UserError, WorkError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise WorkError(f"export refused: {what} rejects this network ({first_line(error)})") from None

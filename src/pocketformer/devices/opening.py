@@ -35,9 +35,3 @@ def open_all(
             if progress is not None:
                 progress(done, name)
     return failed
-
-
-def reason(error: Exception) -> str:
-    """An exception as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

@@ -33,7 +33,7 @@ def profile(
     num_classes: int,
     *,
     threads: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
     batch: int = 1,
     rounds: int = 30,
     networks: int = 64,
@@ -51,7 +51,7 @@ def profile(
     called after each group. Raises `UserError` for an unknown runtime or unusable settings.
     """
     check_settings(threads, batch, num_classes, rounds, networks, checks)
-    check_device(runtime(runtime_name), device)
+    device = check_device(runtime(runtime_name), device)
     format = format_for(runtime_name)
     plan = Plan.draw(space, num_classes, networks, checks, seed)
     settings = {

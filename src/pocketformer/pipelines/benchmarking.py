@@ -8,14 +8,13 @@ from types import ModuleType
 
 import torch
 
-from pocketformer.architecture import NAMES
 from pocketformer.architecture.results import DEVICES, UNIT, published_results
 from pocketformer.deploy import SUFFIXES, format_by_name, format_for
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.host import host, packages
-from pocketformer.devices.measure import Measurement, paired_ratios
-from pocketformer.devices.opening import open_all, reason
-from pocketformer.errors import UserError, WorkError
+from pocketformer.devices.measure import Measurement, paired_ratios, spearman
+from pocketformer.devices.opening import open_all
+from pocketformer.errors import UserError, WorkError, first_line
 from pocketformer.pipelines import lineup
 from pocketformer.pipelines.lineup import Entrant
 from pocketformer.progress import say, stage
@@ -33,7 +32,7 @@ def benchmark(
     rounds: int = 30,
     *,
     peers: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
     activation: str = "own",
     seed: int = 0,
 ) -> dict:
@@ -60,11 +59,12 @@ def benchmark(
         field.load(seed)
         with stage("time", rounds) as progress:
             samples = bench.interleave(list(field.files), rounds, None, lambda done, _: progress.update(done), seed)
+    how = fingerprint(runtime_name, threads, bench.device, batch, rounds, seed)
     names = [name for name in field.files if name in entrants] + [n for n in field.files if n not in entrants]
     rows = [field.row(name, samples) for name in names]
     return {
         "format": FORMAT,
-        "fingerprint": fingerprint(runtime_name, threads, device, batch, rounds, seed) | {"activation": activation},
+        "fingerprint": how | {"activation": activation},
         "networks": rows,
         "agreement": agreement(rows),
         "left_out": [{"name": name, "reason": reason} for name, reason in field.failed.items()],
@@ -74,7 +74,7 @@ def benchmark(
 def fingerprint(runtime_name: str, threads: int, device: str, batch: int, rounds: int, seed: int) -> dict:
     """Where, by what and how something was measured."""
     settings = {"threads": threads, "batch": batch, "rounds": rounds, "seed": seed, "precision": "float32"}
-    versions = {**host(), **runtime(runtime_name).fingerprint(device), "on": device, "packages": packages()}
+    versions = {**host(device), **runtime(runtime_name).fingerprint(device), "on": device, "packages": packages()}
     return {**versions, **settings, "date": datetime.date.today().isoformat()}
 
 
@@ -111,8 +111,7 @@ class _Field:
             if entrant.file:
                 if format_by_name(path) != self.format.NAME:
                     raise UserError(f"{path} is not a file of {self.bench.runtime}, which runs {self.format.NAME}")
-                size = self.bench.load(name, path)[2:]
-                self.bench.drop([name])
+                size = self._size_of_file(name, path)
             else:
                 self.costs[name] = entrant.write(self.format, path, self.batch, self.relu)
         except UserError:  # named by a person
@@ -122,8 +121,19 @@ class _Field:
         self.files[name] = path
         return size
 
+    def _size_of_file(self, name: str, path: Path) -> tuple[int, int]:
+        shape = self.bench.load(name, path)
+        self.bench.drop([name])
+        if len(shape) != 4 or shape[1] != 3:
+            raise UserError(f"{path} takes inputs of shape {shape}, not images (N, 3, height, width)")
+        if shape[0] != self.batch:  # its milliseconds would be compared with those of another number of images
+            raise UserError(
+                f"{path} is timed with {shape[0]} image(s) a call, but --batch is {self.batch}: give --batch {shape[0]}"
+            )
+        return shape[2:]
+
     def _fail(self, name: str, error: Exception) -> None:
-        self.failed[name] = reason(error)
+        self.failed[name] = first_line(error)
         self.files.pop(name, None)
         say(f"left out: {name} ({self.failed[name]})")
 
@@ -150,7 +160,6 @@ class _Field:
             "name": name,
             "timm": entrant.timm,
             "kind": entrant.kind,
-            "published": name in NAMES,
             "resolution": list(entrant.resolution) if entrant.resolution else None,
             "parameters": costs.get("parameters"),
             "macs": costs.get("macs"),
@@ -182,12 +191,7 @@ def agreement(networks: list[dict]) -> dict[str, dict]:
     for where in DEVICES:
         pairs = [(row["ratio"], row["paper_ratios"][where]) for row in networks if row["paper_ratios"][where]]
         if len(pairs) > 2:
-            here, there = (_ranks(values) for values in zip(*pairs, strict=True))
-            if min(len(set(here)), len(set(there))) > 1:
-                found[where] = {"networks": len(pairs), "correlation": statistics.correlation(here, there)}
+            correlation = spearman(*zip(*pairs, strict=True))
+            if correlation is not None:
+                found[where] = {"networks": len(pairs), "correlation": correlation}
     return found
-
-
-def _ranks(values: tuple[float, ...]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]

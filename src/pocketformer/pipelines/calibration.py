@@ -22,17 +22,29 @@ def calibration_images(
 ) -> torch.Tensor:
     """Up to `IMAGES` images (N, 3, H, W) as `model` takes them, chosen by the seed.
 
-    Of a folder, files at any depth (no classes needed); of a named data set, its fit split; without `source`
-    that of `data`. Raises `UserError` if there are none.
+    Of the fit split, never of what is tested on: that of `data` without `source`, else that of the data set or of
+    the folder with train/. Of any other folder, files at any depth (no classes needed). Raises `UserError` if
+    there are none.
     """
-    if source is not None and Path(source).is_dir():
+    if source is not None and _is_plain(Path(source), data):
         split = _of_folder(Path(source), stored, seed)
     else:
-        split = (data if source is None else open_images(source, stored, seed, "skip", 2)).fit
+        same = source is None or _same(source, data)
+        split = (data if same else open_images(source, stored, seed, "skip", 2)).fit
         chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:IMAGES])
         split = Split("calibration", *split.take(torch.from_numpy(chosen)))
     batches = eval_batches(split, IMAGES, model.resolution, normalisation_of(model))
     return next(iter(batches))[0].contiguous()
+
+
+def _is_plain(folder: Path, data: Data) -> bool:
+    """Whether it is a folder of images that are in no split."""
+    split = _same(folder, data) or (folder / "train").is_dir() or (folder / "val").is_dir()
+    return folder.is_dir() and not split
+
+
+def _same(source: str | Path, data: Data) -> bool:
+    return Path(source).resolve() == Path(data.source).resolve()
 
 
 def _of_folder(folder: Path, stored: tuple[int, int], seed: int) -> Split:

@@ -11,7 +11,7 @@ from pocketformer import files
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.deploy import SUFFIXES, export, format_for
 from pocketformer.devices import LatencyTable
-from pocketformer.errors import WorkError
+from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
@@ -41,6 +41,8 @@ _ATTEMPTS = 4  # networks that are trained until one's exported file holds the b
 def design(settings: DesignSettings, out: str | Path) -> dict:
     """Runs or resumes the whole chain in the folder `out`; returns what is written to `results.json`."""
     runtime(settings.runtime)  # unknown runtimes are refused before anything is written
+    if settings.profile.batch != 1:
+        raise UserError("design exports a network for one image at a time: batch must be 1")
     latency = LatencyTable.load(settings.latency) if settings.latency else None
     check_folder(out, settings.command, settings.to_dict())
     data = open_images(settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers)
@@ -203,8 +205,7 @@ def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -
         images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
         with stage("export, verify and time the file"):
             report = export(model, target, images, format_for(settings.runtime).NAME)
-            networks = {"file": target}
-            found = time_networks(networks, settings.space, table, settings.runtime, settings.profile)
+            found = time_networks({"file": target}, settings.space, table, settings.runtime, settings.profile)
         files.write_json(folder / "export.json", {"report": report.to_dict(), "latency": found["file"]})
     return files.read_json(folder / "export.json")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pocketformer.deploy import SUFFIXES, format_by_name, format_of
+from pocketformer.deploy import SUFFIXES, format_by_name, runtime_of
 from pocketformer.errors import UserError
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import as_result, test_result
@@ -32,7 +32,7 @@ def evaluate_checkpoint(
     target = Path(path)
     format = format_by_name(target)
     if format is not None and runtime_name is None:
-        runtime_name = format_of(format).RUNTIME
+        runtime_name = runtime_of(format)
         if runtime_name is None:
             raise UserError(f"{path}: no runtime here can run {format} files")
     folder = target.parent if format is not None or target.suffix == ".safetensors" else target
@@ -59,7 +59,9 @@ def evaluate_checkpoint(
     if file is None:
         return {**test_result(model, data)[1], "runtime": "torch"}
     with Sessions(runtime_name) as sessions:
-        sessions.load(str(file), file)
+        shape = sessions.load(str(file), file)
+        if shape != (1, 3, *model.resolution):
+            raise UserError(f"{file} takes inputs of shape {shape}; this network's are {(1, 3, *model.resolution)}")
         forward = lambda x: torch.from_numpy(sessions.run(str(file), x.numpy()))  # noqa: E731
         outcome = evaluate(forward, data.test, model.resolution, 64, normalisation_of(model))
     return {**as_result(outcome), "runtime": runtime_name}

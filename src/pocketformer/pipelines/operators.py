@@ -1,5 +1,6 @@
 """V1's latency analysis (V1 Sec. 3) on this device: which of its observations hold here."""
 
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,9 @@ import torch
 from pocketformer.deploy import SUFFIXES, format_for
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import interquartile_range
-from pocketformer.devices.opening import open_all, reason
+from pocketformer.devices.opening import open_all
 from pocketformer.devices.operators import Comparison, Operator, comparisons
-from pocketformer.errors import WorkError
+from pocketformer.errors import WorkError, first_line
 from pocketformer.pipelines.benchmarking import fingerprint
 from pocketformer.progress import say, stage
 
@@ -22,6 +23,8 @@ HARDLY = 1.05  # "hardly slower": by at most this
 _SHORT, _LONG = 1, 7  # repeats; their difference has no session in it
 _RESAMPLES = 2000
 
+Interval = tuple[float | None, float | None]
+
 
 def measure_operators(
     runtime_name: str,
@@ -29,7 +32,7 @@ def measure_operators(
     batch: int = 1,
     rounds: int = 50,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     seed: int = 0,
     chosen: Sequence[Comparison] | None = None,
 ) -> dict:
@@ -57,7 +60,7 @@ def measure_operators(
         raise WorkError(f"no operators could be compared; the first: {next(iter(failed.values()), 'none given')}")
     return {
         "format": FORMAT,
-        "fingerprint": fingerprint(runtime_name, threads, device, batch, rounds, seed),
+        "fingerprint": fingerprint(runtime_name, threads, bench.device, batch, rounds, seed),
         "comparisons": rows,
         "observations": observations(rows),
         "operators": {name: [round(ms, 6) for ms in cost] for name, cost in costs.items()},
@@ -74,7 +77,8 @@ def differences(samples: Mapping[str, Sequence[float]], name: str) -> list[float
 def judge(comparison: Comparison, costs: Mapping[str, Sequence[float]]) -> dict:
     """The row of a comparison: ms of both sides, their ratio with its 95 % interval, the verdict.
 
-    The ratio is that of the medians over the rounds; its interval is a bootstrap over the rounds.
+    The ratio is that of the medians over the rounds; its interval is a bootstrap over the rounds. None: of a faster
+    side that may cost nothing, there is no ratio.
     """
     slower = [sum(parts) for parts in zip(*(costs[o.name] for o in comparison.slower), strict=True)]
     faster = [sum(parts) for parts in zip(*(costs[o.name] for o in comparison.faster), strict=True)]
@@ -96,9 +100,11 @@ def judge(comparison: Comparison, costs: Mapping[str, Sequence[float]]) -> dict:
     }
 
 
-def verdict(interval: tuple[float, float], hardly: bool = False) -> str:
+def verdict(interval: Interval, hardly: bool = False) -> str:
     """Whether the slower side is slower, by its ratio's interval; with `hardly`, whether it is by 5 % at most."""
     low, high = interval
+    if low is None or high is None:  # noise, divided by what may be zero, proves nothing
+        return UNDECIDED
     if hardly:
         return HOLDS if high <= HARDLY else FAILS if low > HARDLY else UNDECIDED
     return HOLDS if low > 1 else FAILS if high < 1 else UNDECIDED
@@ -113,18 +119,22 @@ def observations(rows: Sequence[dict]) -> dict[str, dict[str, int]]:
     return found
 
 
-def ratio_interval(slower: Sequence[float], faster: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the ratio of medians: bootstrap over rounds, both sides of a round together."""
+def ratio_interval(slower: Sequence[float], faster: Sequence[float], seed: int = 0) -> Interval:
+    """95 % interval of the ratio of medians: bootstrap over rounds, both sides of a round together.
+
+    A bound is None where the faster side's own interval reaches zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(slower), (_RESAMPLES, len(slower)), generator=generator)
     above, below = (torch.tensor(side, dtype=torch.float64)[chosen].quantile(0.5, dim=1) for side in (slower, faster))
-    ratios = sorted(map(_ratio, above.tolist(), below.tolist()))
+    found = map(_ratio, above.tolist(), below.tolist())
+    ratios = sorted(found, key=lambda ratio: math.inf if ratio is None else ratio)
     return ratios[int(0.025 * _RESAMPLES)], ratios[int(0.975 * _RESAMPLES) - 1]
 
 
-def _ratio(above: float, below: float) -> float:
+def _ratio(above: float, below: float) -> float | None:
     """What noise makes of an operator that costs next to nothing may be below zero."""
-    return max(above, 0.0) / below if below > 0 else float("inf")
+    return max(above, 0.0) / below if below > 0 else None
 
 
 def _write(
@@ -140,7 +150,7 @@ def _write(
                     operator.write(format, repeats, path, batch)
                     files[_session(name, repeats)] = path
             except Exception as error:  # converters raise many types
-                failed[name] = reason(error)
+                failed[name] = first_line(error)
             progress.advance(note=name)
     return files
 
@@ -148,7 +158,7 @@ def _write(
 def _open(bench: Bench, files: Mapping[str, Path], seed: int, failed: dict[str, str]) -> None:
     with stage("load", len(files)) as progress:
         for session, error in open_all(bench, files, seed, progress.update).items():
-            failed[session.rpartition(" x ")[0]] = reason(error)
+            failed[session.rpartition(" x ")[0]] = first_line(error)
 
 
 def _session(name: str, repeats: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pocketformer import runtimes
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable, whole
 from pocketformer.errors import UserError, WorkError
@@ -33,7 +34,8 @@ def check_measured_here(table: LatencyTable, where: str, runtime: str, settings:
     """Raises `UserError` unless networks timed here, by that runtime and with these settings, compare with the
     table's milliseconds: a table of another device, runtime, thread count or batch is good for `search` alone."""
     whole.check_measured_here(table, runtime, f"latency table {where}")
-    for name, wanted in (("threads", settings.threads), ("batch", settings.batch), ("on", settings.device)):
+    device = runtimes.check_device(runtimes.runtime(runtime), settings.device)
+    for name, wanted in (("threads", settings.threads), ("batch", settings.batch), ("on", device)):
         if (had := table.fingerprint.get(name, wanted)) != wanted:
             raise UserError(f"latency table {where} was measured with {name} {had}; this job has {wanted}")
 

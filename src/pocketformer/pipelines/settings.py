@@ -53,14 +53,14 @@ def parse_budget(metric: str, text: str | float) -> Budget:
 @dataclass(frozen=True)
 class ProfileSettings:
     """How latency is measured: threads, images a call, rounds, whole networks to fit and to check with, and what
-    the runtime runs on (cpu, cuda)."""
+    the runtime runs on (cpu, cuda; None: the first that it knows)."""
 
     threads: int = 1
     batch: int = 1
     rounds: int = 30
     networks: int = 24
     checks: int = 8
-    device: str = "cpu"
+    device: str | None = None
 
 
 @dataclass(frozen=True)

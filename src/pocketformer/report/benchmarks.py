@@ -36,7 +36,7 @@ def accuracy_latency(outcome: dict) -> Plot | None:
             dots = trace(family, x, y, "markers+text", colour, marker=marker, textfont={"size": 7}, **labels)
             data.append(dots)
     how = outcome["fingerprint"]
-    where = f"{how['runtime']} on {how['device']}, {how['threads']} thread(s), batch {how['batch']}"
+    where = f"{how['runtime']} on {how.get('gpu', how['device'])}, {how['threads']} thread(s), batch {how['batch']}"
     times = [row["median_ms"] for row in rows]
     x = log_axis("Latency measured here (ms a batch, log scale)", [min(times) / _ROOM, max(times) * _ROOM])
     picture = figure(data, x, axis("Published top-1 on ImageNet-1K", tickformat=".0%"))
@@ -54,13 +54,14 @@ def operator_ratios(outcome: dict) -> Plot:
     bounds = [v for row in rows for v in (*row["ratio95"], row["ratio"]) if is_number(v) and v > 0] + [1]
     low, high = min(bounds), max(bounds)
     for place, row in zip(places, rows, strict=True):
-        ends = [min(max(v, low), high) for v in row["ratio95"]]
+        ends = [high if v is None else min(max(v, low), high) for v in row["ratio95"]]
         style = {"showlegend": False, "hoverinfo": "skip", "line": {"width": 3}}
         data.append(trace("95 % interval", ends, [place, place], "lines", colours[row["verdict"]], **style))
     for verdict, colour in colours.items():
         chosen = [(place, row) for place, row in zip(places, rows, strict=True) if row["verdict"] == verdict]
         if chosen:
-            x, y = [min(max(row["ratio"], low), high) for _, row in chosen], [place for place, _ in chosen]
+            ratios = [high if row["ratio"] is None else row["ratio"] for _, row in chosen]
+            x, y = [min(max(ratio, low), high) for ratio in ratios], [place for place, _ in chosen]
             texts = [_comparison_hover(row) for _, row in chosen]
             data.append(trace(verdict, x, y, "markers", colour, texts, marker={"size": 8}))
     names = [safe(f"{row['observation']}: {row['comparison']}") for row in rows]
@@ -111,7 +112,7 @@ def _hover(row: dict) -> str:
 
 
 def _comparison_hover(row: dict) -> str:
-    low, high = row["ratio95"]
+    ratio, low, high = ("?" if v is None else f"{v:.2f}" for v in (row["ratio"], *row["ratio95"]))
     sides = f"{ms(row['slower_ms'])} against {ms(row['faster_ms'])}"
     title = f"<b>{safe(row['comparison'])}</b><br>{safe(row['source'])}<br>{sides}"
-    return f"{title}<br>ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f}): {row['verdict']}"
+    return f"{title}<br>ratio {ratio} ({low} to {high}): {row['verdict']}"

@@ -1,7 +1,8 @@
 """The runtimes that networks are deployed on, one module each, and the process that they run in.
 
 A runtime's module has `NAME`; `FORMAT`, the export format that it runs; `DEVICES`; `load(path, threads, device)`,
-which returns a `Session`; and `fingerprint(device)`, what latency records say about it. Native code can crash:
+which returns a `Session`; and `fingerprint(device)`, what latency records say about it. The first of `DEVICES` is the
+one it runs on unless told otherwise. Native code can crash:
 `worker.Worker` loads and runs sessions in a process of their own.
 """
 
@@ -9,10 +10,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -74,11 +76,28 @@ def import_part(module: str, what: str) -> ModuleType:
             raise UserError(
                 f"{what} needs {package}, which is not installed: pip install 'pocketformer[{extra}]'"
             ) from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} cannot be used here: {reason}") from None
+        raise UserError(f"{what} cannot be used here: {first_line(error)}") from None
 
 
-def check_device(module: ModuleType, device: str) -> None:
-    """Raises `UserError` unless the runtime runs on `device` (cpu, cuda)."""
+def check_device(module: ModuleType, device: str | None) -> str:
+    """`device` (cpu, cuda), or the runtime's first for None. Raises `UserError` unless the runtime runs on it."""
+    if device is None:
+        return module.DEVICES[0]
     if device not in module.DEVICES:
         raise UserError(f"{module.NAME} does not run on {device!r} here; it runs on {', '.join(module.DEVICES)}")
+    return device
+
+
+def input_shape(path: "str | os.PathLike", inputs: "Sequence[tuple[bool, Sequence]]") -> tuple[int, ...]:
+    """The shape of a file's only input, with 1 for a number of images that is free.
+
+    `inputs`: of each input, whether it is float32, and its sides (what is no positive number is free). Raises
+    `UserError` unless there is one, float32, in which at most the first side is free.
+    """
+    shape = ()
+    for float32, sides in inputs:
+        batch, *rest = [side if isinstance(side, int) and side > 0 else None for side in sides] or [None]
+        shape = (batch or 1, *rest) if float32 and rest and None not in rest else ()
+    if len(inputs) != 1 or not shape:
+        raise UserError(f"{path}: needs one float32 input of fixed size, as `export` writes it")
+    return shape

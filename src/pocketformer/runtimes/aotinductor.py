@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch._inductor
 
-from pocketformer.errors import UserError
-from pocketformer.runtimes.torch import first_line
+from pocketformer.errors import UserError, first_line
+from pocketformer.runtimes import input_shape
 
 NAME, FORMAT, DEVICES = "aotinductor", "aotinductor", ("cpu",)
 
@@ -22,10 +22,10 @@ class Session:
         torch.set_num_threads(threads)
         try:
             self._module = torch._inductor.aoti_load_package(str(path))
-            batch, *sides = json.loads(self._module.get_metadata()["input"])
+            sides = json.loads(self._module.get_metadata()["input"])
         except Exception as error:  # RuntimeError, and KeyError for another's package
             raise UserError(f"AOTInductor cannot load {path}: {first_line(error)}") from None
-        self.shape = (batch or 1, *sides)
+        self.shape = input_shape(path, [(True, sides)])  # ours alone say what they take, and that is float32
 
     @torch.inference_mode()
     def run(self, x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
+from pocketformer.runtimes import input_shape
 
 if sys.platform != "darwin":
     raise ImportError("Core ML runs on macOS only")
@@ -23,12 +24,12 @@ class Session:
             raise UserError(f"model package not found: {path}")
         try:
             self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.CPU_ONLY)
-            inputs, outputs = self._model.get_spec().description.input, self._model.get_spec().description.output
+            found = self._model.get_spec().description
         except Exception as error:  # Core ML raises plain RuntimeError
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"Core ML cannot load {path}: {lines[0]}") from None
-        self.shape = tuple(inputs[0].type.multiArrayType.shape)
-        self._input, self._output = inputs[0].name, outputs[0].name
+            raise UserError(f"Core ML cannot load {path}: {first_line(error)}") from None
+        arrays = [given.type.multiArrayType for given in found.input]
+        self.shape = input_shape(path, [(array.dataType == array.FLOAT32, tuple(array.shape)) for array in arrays])
+        self._input, self._output = found.input[0].name, found.output[0].name
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return np.asarray(self._model.predict({self._input: x})[self._output], dtype=np.float32)

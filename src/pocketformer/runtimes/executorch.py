@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch  # before ExecuTorch's library, which needs torch's
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
+from pocketformer.runtimes import input_shape
 
 try:  # by itself: the public name imports the whole converter, 5 to 10 s
     from executorch.extension.pybindings import _C as library
@@ -18,6 +19,7 @@ except ImportError:
 NAME, FORMAT, DEVICES = "executorch", "executorch", ("cpu",)
 # A constant in our files: whether they take any number of images.
 DYNAMIC = "dynamic_batch"
+_FLOAT32 = 6  # ScalarType's number
 _threads: int | None = None  # of the process's only pool, once a session uses it
 
 
@@ -32,13 +34,13 @@ class Session:
         try:
             self._module = library._load_for_executorch(str(path))
             names, meta = self._module.method_names(), self._module.method_meta("forward")
-            sizes = [tuple(meta.input_tensor_meta(i).sizes()) for i in range(meta.num_inputs())]
+            found = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
             dynamic = DYNAMIC in names and bool(self._module.run_method(DYNAMIC, ())[0])
         except Exception as error:  # the library raises RuntimeError for all
-            raise UserError(f"ExecuTorch cannot load {path}: damaged or incomplete ({error})") from None
-        if len(sizes) != 1 or len(sizes[0]) != 4:
-            raise UserError(f"{path}: needs one input of fixed size, as `export` writes it")
-        self.shape = (1 if dynamic else sizes[0][0], *sizes[0][1:])
+            raise UserError(f"ExecuTorch cannot load {path}: damaged or incomplete ({first_line(error)})") from None
+        inputs = [(given.dtype() == _FLOAT32, tuple(given.sizes())) for given in found]
+        shape = input_shape(path, inputs)
+        self.shape = (1, *shape[1:]) if dynamic else shape
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return self._module.run_method("forward", (torch.from_numpy(x),))[0].numpy()

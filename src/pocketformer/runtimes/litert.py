@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
+from pocketformer.runtimes import input_shape
 
 NAME, FORMAT, DEVICES = "litert", "litert", ("cpu",)
 
@@ -22,12 +23,10 @@ class Session:
             self._interpreter = Interpreter(str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
         except Exception as error:  # LiteRT raises ValueError and RuntimeError
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"LiteRT cannot load {path}: {lines[0]}") from None
+            raise UserError(f"LiteRT cannot load {path}: {first_line(error)}") from None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        if len(inputs) != 1 or inputs[0]["dtype"] != np.float32 or (inputs[0]["shape_signature"] < 1).any():
-            raise UserError(f"{path}: needs one float32 input of fixed size, as `export` writes it")
-        self.shape = tuple(inputs[0]["shape"].tolist())
+        described = [(given["dtype"] == np.float32, given["shape_signature"].tolist()) for given in inputs]
+        self.shape = input_shape(path, described)
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
 
     def run(self, x: np.ndarray) -> np.ndarray:

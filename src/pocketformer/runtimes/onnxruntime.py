@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
+from pocketformer.runtimes import input_shape
 
 NAME, FORMAT, DEVICES = "onnxruntime", "onnx", ("cpu", "cuda")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -28,13 +29,11 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDERS[device]])
         except Exception as error:  # the runtime's exceptions share no base of their own
-            raise UserError(f"ONNX Runtime cannot load {path}: {str(error).strip().splitlines()[0]}") from None
+            raise UserError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from None
+        if _PROVIDERS[device] not in self._session.get_providers():  # it goes on with the processor, and says nothing
+            raise UserError("ONNX Runtime cannot use CUDA here: a library or the GPU is missing")
         inputs = self._session.get_inputs()
-        sides = inputs[0].shape[1:]
-        if len(inputs) != 1 or not all(isinstance(side, int) for side in sides):
-            raise UserError(f"{path}: needs one input of fixed size, as `export` writes it")
-        batch = inputs[0].shape[0]
-        self.shape = (batch if isinstance(batch, int) else 1, *sides)
+        self.shape = input_shape(path, [(given.type == "tensor(float)", given.shape) for given in inputs])
         self._name, self._output, self._device = inputs[0].name, self._session.get_outputs()[0].name, device
 
     def run(self, x: np.ndarray) -> np.ndarray:

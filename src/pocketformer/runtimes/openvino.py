@@ -8,6 +8,7 @@ import numpy as np
 import openvino
 
 from pocketformer.errors import UserError
+from pocketformer.runtimes import input_shape
 
 NAME, FORMAT, DEVICES = "openvino", "openvino", ("cpu",)
 # Where an IR says in which precision it is to be computed; written by the exporter.
@@ -36,11 +37,7 @@ class Session:
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
             raise UserError(f"OpenVINO cannot load {path}: {_reason(error)}") from None
-        shape = self._compiled.input(0).partial_shape
-        batch, *sides = shape
-        if len(self._compiled.inputs) != 1 or any(side.is_dynamic for side in sides):
-            raise UserError(f"{path}: needs one input of fixed size, as `export` writes it")
-        self.shape = (1 if batch.is_dynamic else batch.get_length(), *(side.get_length() for side in sides))
+        self.shape = input_shape(path, [_described(given) for given in self._compiled.inputs])
         self._request = self._compiled.create_infer_request()
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -49,6 +46,12 @@ class Session:
     def prepare(self, x: np.ndarray) -> Callable[[], object]:
         self._request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
         return self._request.infer
+
+
+def _described(given: openvino.ConstOutput) -> tuple[bool, list[int | None]]:
+    shape = given.partial_shape
+    sides = [] if shape.rank.is_dynamic else [None if side.is_dynamic else side.get_length() for side in shape]
+    return given.element_type == openvino.Type.f32, sides
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketformer.errors import WorkError
+from pocketformer.errors import WorkError, first_line
 from pocketformer.runtimes import Session, check_device, runtime
 from pocketformer.runtimes.worker import Worker
 
@@ -17,12 +17,13 @@ class Sessions:
     """Sessions of one runtime by name. Use as a context: the process ends with it.
 
     What the runtime cannot load is a `UserError`, what it cannot run or crashes over a `WorkError`; both name it.
+    Without `device`, they run on the first that the runtime knows.
     """
 
-    def __init__(self, runtime_name: str, threads: int = 1, device: str = "cpu", worker: Worker | None = None):
-        check_device(runtime(runtime_name), device)
+    def __init__(self, runtime_name: str, threads: int = 1, device: str | None = None, worker: Worker | None = None):
+        self.device = check_device(runtime(runtime_name), device)
         self.runtime, self.worker = runtime_name, worker or Worker()
-        self._settings = (runtime_name, threads, device)
+        self._settings = (runtime_name, threads, self.device)
 
     def load(self, name: str, path: str | os.PathLike) -> tuple[int, ...]:
         """Opens a file under a name; the shape of its input."""
@@ -91,5 +92,4 @@ def prepared(name: str) -> Callable[[], object]:
 
 
 def cannot_run(name: str, error: Exception) -> WorkError:
-    lines = str(error).strip().splitlines()
-    return WorkError(f"{name} cannot be run: {lines[0] if lines else type(error).__name__}")
+    return WorkError(f"{name} cannot be run: {first_line(error)}")

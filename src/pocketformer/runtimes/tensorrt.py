@@ -9,6 +9,7 @@ import tensorrt as trt
 import torch
 
 from pocketformer.errors import UserError
+from pocketformer.runtimes import input_shape
 
 NAME, FORMAT, DEVICES = "tensorrt", "tensorrt", ("cuda",)
 
@@ -38,14 +39,19 @@ class Session:
             raise UserError(f"TensorRT cannot load {path}: {self._log.error or 'no engine'}")
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.shape = input_shape(path, [self._described(name) for name in inputs])
         self._buffers = {}
-        for name in (self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)):
-            mode, shape = self._engine.get_tensor_mode(name), tuple(self._engine.get_tensor_shape(name))
-            if mode in self._buffers or min(shape) < 1 or self._engine.get_tensor_dtype(name) != trt.float32:
-                raise UserError(f"{path}: needs one float32 input of fixed size, as `export` writes it")
-            self._buffers[mode] = torch.empty(shape, device="cuda")
+        for name in names:
+            mode, (float32, sides) = self._engine.get_tensor_mode(name), self._described(name)
+            if mode in self._buffers or min(sides, default=1) < 1 or not float32:
+                raise UserError(f"{path}: needs one float32 input and output of fixed size, as `export` writes it")
+            self._buffers[mode] = torch.empty(sides, device="cuda")
             self._context.set_tensor_address(name, self._buffers[mode].data_ptr())
-        self.shape = tuple(self._buffers[trt.TensorIOMode.INPUT].shape)
+
+    def _described(self, name: str) -> tuple[bool, tuple[int, ...]]:
+        return self._engine.get_tensor_dtype(name) == trt.float32, tuple(self._engine.get_tensor_shape(name))
 
     def run(self, x: np.ndarray) -> np.ndarray:
         self.prepare(x)()

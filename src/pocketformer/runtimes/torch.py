@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
+from pocketformer.runtimes import input_shape
 
 NAME, FORMAT, DEVICES = "torch", "torch", ("cpu", "cuda")
 
@@ -17,7 +18,7 @@ class Session:
     def __init__(self, path: str | os.PathLike, threads: int, device: str):
         program = load_program(path, device)
         torch.set_num_threads(threads)
-        self.shape, self.device = input_shape(program, path), device
+        self.shape, self.device = input_shape(path, _described(program)), device
         self.module = program.module(check_guards=False)  # `run` is given what `shape` says
 
     @torch.inference_mode()
@@ -56,19 +57,10 @@ def load_program(path: str | os.PathLike, device: str) -> torch.export.ExportedP
     return program
 
 
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def input_shape(program: torch.export.ExportedProgram, path: str | os.PathLike) -> tuple[int, ...]:
-    """Of its only input, with 1 for a number of images that is free. Raises `UserError` unless it has just one."""
+def _described(program: torch.export.ExportedProgram) -> list[tuple[bool, torch.Size]]:
     names = program.graph_signature.user_inputs
     values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
-    if len(values) != 1 or values[0].ndim != 4 or not all(isinstance(side, int) for side in values[0].shape[1:]):
-        raise UserError(f"{path}: needs one input of fixed size, as `export` writes it")
-    batch, *sides = values[0].shape
-    return (batch if isinstance(batch, int) else 1, *sides)
+    return [(getattr(value, "dtype", None) == torch.float32, getattr(value, "shape", ())) for value in values]
 
 
 def load(path: str | os.PathLike, threads: int = 1, device: str = "cpu") -> Session:

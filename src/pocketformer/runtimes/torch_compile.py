@@ -6,9 +6,8 @@ import warnings
 import numpy as np
 import torch
 
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
 from pocketformer.runtimes.torch import Session as EagerSession
-from pocketformer.runtimes.torch import first_line
 
 NAME, FORMAT, DEVICES = "torch-compile", "torch", ("cpu", "cuda")
 

@@ -6,6 +6,7 @@ caller's main script again, which a script without a main guard does not survive
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pocketformer.errors import UserError, WorkError
+
+_PREFIX = "pocketformer-worker-"
+_COMPILED = f"pocketformer-compiled-{os.getuid() if hasattr(os, 'getuid') else 0}"
 
 
 class Worker:
@@ -53,7 +57,10 @@ class Worker:
 
     def _start(self) -> subprocess.Popen:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # What a runtime unpacks there would stay when its process is killed; what PyTorch compiled is to stay.
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": self._folder.name}
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), _COMPILED))
         command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, env=environment)
@@ -70,6 +77,7 @@ class Worker:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
         self._log.close()
+        self._folder.cleanup()
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return f"its process {how}" + (f" ({last[:200]})" if last else "")
@@ -95,7 +103,9 @@ def serve() -> None:
     while True:
         try:
             function, arguments, reports = pickle.load(sys.stdin.buffer)
-        except EOFError:
+        except EOFError:  # the caller was killed, and cannot do it
+            if os.path.basename(folder := tempfile.gettempdir()).startswith(_PREFIX):
+                shutil.rmtree(folder, ignore_errors=True)
             return
         try:
             extra = {"progress": lambda *value: answer("progress", value)} if reports else {}

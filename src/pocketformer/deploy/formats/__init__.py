@@ -1,13 +1,14 @@
 """The file formats that a network is exported to, one module each.
 
-A format's module has `NAME`; `COMPANION`, the suffix of a second file or None; `RUNTIME`, the runtime
-that runs it here, or None; `PRECISIONS`; `write_quick(module, example, path)`, which writes a fused module for
-inputs of exactly the example's shape, as latency tables time it; `write(module, example, path, precision,
-calibration, dynamic_batch)`, for shipping; and `describe(path)`, what to say of a file. Both writers take
-`module` in evaluation mode, leave it as it is, and raise `WorkError` for what the converter rejects.
+A format's module has `NAME`; `COMPANION`, the suffix of a second file or None; `PRECISIONS`;
+`write_quick(module, example, path)`, which writes a fused module for inputs of exactly the example's shape, as
+latency tables time it; `write(module, example, path, precision, calibration, dynamic_batch)`, for shipping; and
+`describe(path)`, what to say of a file. Both writers take `module` in evaluation mode, leave it as it is, and
+raise `WorkError` for what the converter rejects (`deploy.quiet.converting`).
 """
 
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +39,19 @@ def format_of(name: str) -> ModuleType:
 def format_for(runtime_name: str) -> ModuleType:
     """The module of the format that a runtime runs."""
     return format_of(runtime(runtime_name).FORMAT)
+
+
+def runtime_of(name: str) -> str | None:
+    """The name of the runtime that runs a format's files here, or None. Imports neither."""
+    if name == "coreml" and sys.platform != "darwin":
+        return None
+    return "onnxruntime" if name == "onnx" else name
+
+
+def check_name(path: str | os.PathLike, format: str) -> None:
+    """Raises `UserError` unless the file's name ends as the format's do: by that its runtime is found."""
+    if format_by_name(path) != format:
+        raise UserError(f"{path}: the name of a file of format {format} ends in {SUFFIXES[format]}")
 
 
 def format_by_name(path: str | os.PathLike) -> str | None:

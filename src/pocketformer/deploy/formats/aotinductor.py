@@ -11,10 +11,11 @@ import torch
 import torch._inductor
 from torch import nn
 
-from pocketformer.deploy.formats.torch import exported, quiet, refused
+from pocketformer.deploy.formats.torch import exported
+from pocketformer.deploy.quiet import converting
 from pocketformer.runtimes.torch_compile import need_compiler
 
-NAME, COMPANION, RUNTIME = "aotinductor", None, "aotinductor"
+NAME, COMPANION = "aotinductor", None
 PRECISIONS = ("float32",)
 
 
@@ -23,6 +24,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     write(module, example, path)
 
 
+@converting("AOTInductor")
 def write(
     module: nn.Module,
     example: torch.Tensor,
@@ -37,11 +39,7 @@ def write(
     batch = 0 if dynamic_batch else len(example)  # the package itself does not say what it takes
     metadata = {"input": json.dumps([batch, *example.shape[1:]]), "version": torch.__version__}
     options = {"aot_inductor.metadata": metadata}
-    with quiet(), torch.no_grad():
-        try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
-        except Exception as error:  # it raises many types
-            raise refused("AOTInductor", error) from None
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
 def describe(path: Path) -> str:

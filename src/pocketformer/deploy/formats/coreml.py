@@ -1,19 +1,19 @@
 """Core ML packages (.mlpackage, a folder) for iOS 16 and macOS 13 or later. They can be run on macOS alone."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from pocketformer.deploy.quiet import quiet
+from pocketformer.deploy.formats import runtime_of
+from pocketformer.deploy.quiet import converting, quiet
 from pocketformer.errors import UserError, WorkError
 
 with quiet():  # it warns of each package that is newer than it knows
     import coremltools as ct
 
-NAME, COMPANION, RUNTIME = "coreml", None, "coreml" if sys.platform == "darwin" else None
+NAME, COMPANION = "coreml", None
 # What is computed in; float16 is what the neural engines of phones run. Input and output stay float32.
 PRECISIONS = ("float32", "float16")
 _COMPUTED = {"float32": ct.precision.FLOAT32, "float16": ct.precision.FLOAT16}
@@ -24,6 +24,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     write(module, example, path)
 
 
+@converting("Core ML's converter")
 def write(
     module: nn.Module,
     example: torch.Tensor,
@@ -36,21 +37,16 @@ def write(
     if dynamic_batch:
         raise UserError("format coreml is for single images: it has no dynamic batch")
     # A TorchScript trace gives the same operators, but torch gives it up.
-    with torch.no_grad(), quiet():
-        try:
-            converted = ct.convert(
-                torch.export.export(module, (example,)).run_decompositions({}),
-                convert_to="mlprogram",
-                inputs=[ct.TensorType("image", tuple(example.shape), np.float32)],
-                outputs=[ct.TensorType("logits", dtype=np.float32)],
-                minimum_deployment_target=ct.target.iOS16,
-                compute_precision=_COMPUTED[precision],
-                skip_model_load=True,  # loading is the runtime's
-            )
-        except Exception as error:  # torch.export and the converter raise many types
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WorkError(f"export refused: Core ML's converter rejects this network ({lines[0]})") from None
-        converted.save(str(path))
+    converted = ct.convert(
+        torch.export.export(module, (example,)).run_decompositions({}),
+        convert_to="mlprogram",
+        inputs=[ct.TensorType("image", tuple(example.shape), np.float32)],
+        outputs=[ct.TensorType("logits", dtype=np.float32)],
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=_COMPUTED[precision],
+        skip_model_load=True,  # loading is the runtime's
+    )
+    converted.save(str(path))
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # for another runtime
     _check(path, example)
 
@@ -76,5 +72,5 @@ def describe(path: Path) -> str:
     """The oldest systems that run it, the number of its operators, and whether it was run."""
     _, operators = load(path)
     count = sum(operator.type != "const" for operator in operators)
-    run = "" if RUNTIME else "; not run here: Core ML runs on macOS only"
+    run = "" if runtime_of(NAME) else "; not run here: Core ML runs on macOS only"
     return f"Core ML program of {count} operators for iOS 16, macOS 13 or later{run}"

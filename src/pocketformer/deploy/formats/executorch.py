@@ -1,10 +1,6 @@
 """ExecuTorch programs (.pte) for its XNNPACK delegate."""
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +9,11 @@ import executorch  # noqa: F401 (only whether it is there: the converter takes s
 import torch
 from torch import nn
 
-from pocketformer.errors import WorkError
+from pocketformer.deploy.quiet import converting, quiet
 from pocketformer.runtimes import import_part
 from pocketformer.runtimes.executorch import DYNAMIC
 
-NAME, COMPANION, RUNTIME = "executorch", None, "executorch"
+NAME, COMPANION = "executorch", None
 PRECISIONS = ("float32", "int8")  # in float16 the delegate has no GELU
 MAX_BATCH = 64  # memory is planned for the largest one
 
@@ -27,6 +23,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     write(module, example, path)
 
 
+@converting("ExecuTorch")
 def write(
     module: nn.Module,
     example: torch.Tensor,
@@ -42,15 +39,9 @@ def write(
     shapes = None
     if dynamic_batch:  # with one example, torch.export would take the batch for a constant
         example, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch", max=MAX_BATCH)},)
-    with _quiet(), torch.no_grad():
-        try:
-            if precision == "int8":
-                module = _quantised(module, example, calibration, shapes)
-            program = _lowered(torch.export.export(module, (example,), dynamic_shapes=shapes), dynamic_batch)
-        except Exception as error:  # the converter raises many types
-            lines = str(error).strip().splitlines()
-            first = lines[0] if lines else type(error).__name__
-            raise WorkError(f"export refused: ExecuTorch rejects this network ({first})") from None
+    if precision == "int8":
+        module = _quantised(module, example, calibration, shapes)
+    program = _lowered(torch.export.export(module, (example,), dynamic_shapes=shapes), dynamic_batch)
     with open(path, "wb") as file:
         program.write_to_file(file)
 
@@ -115,24 +106,9 @@ def _part(name: str) -> ModuleType:
     return import_part(name, f"format {NAME}")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the converter's warnings and logs, and on one thread: handing tiny operators to threads is slow."""
-    threads, disabled = torch.get_num_threads(), logging.root.manager.disable
-    torch.set_num_threads(1)
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        torch.set_num_threads(threads)
-
-
 def describe(path: Path) -> str:
     """The version of the converter, and how much of the network the delegate was given."""
-    with _quiet():
+    with quiet():
         plan = _part("executorch.exir._serialize._program").deserialize_pte_binary(path.read_bytes())
     calls = [c.instr_args for chain in plan.program.execution_plan[0].chains for c in chain.instructions]
     kinds = [type(call).__name__ for call in calls]

@@ -9,11 +9,11 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from pocketformer.deploy.channels_last import channels_last
-from pocketformer.deploy.quiet import quiet
-from pocketformer.errors import UserError, WorkError
+from pocketformer.deploy.quiet import converting
+from pocketformer.errors import UserError
 from pocketformer.runtimes import import_part
 
-NAME, COMPANION, RUNTIME = "litert", None, "litert"
+NAME, COMPANION = "litert", None
 # float16: how weights are stored. Where there is no such arithmetic, they are computed with in float32.
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -41,6 +41,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     write(module, example, path)
 
 
+@converting("LiteRT's converter")
 def write(
     module: nn.Module,
     example: torch.Tensor,
@@ -55,16 +56,11 @@ def write(
     """
     if dynamic_batch:
         raise UserError("format litert is for single images: it has no dynamic batch")
-    with torch.no_grad(), quiet():
-        converter = import_part("litert_torch", "format litert")
-        try:
-            named = _Named(channels_last(module)).eval()
-            data = converter.convert(named, sample_kwargs={"image": example}).model_content()
-            if precision != "float32":
-                data = _quantised(data, precision, calibration)
-        except Exception as error:  # torch.export, JAX, MLIR and the quantiser raise many types
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WorkError(f"export refused: LiteRT's converter rejects this network ({lines[0]})") from None
+    converter = import_part("litert_torch", "format litert")
+    named = _Named(channels_last(module)).eval()
+    data = converter.convert(named, sample_kwargs={"image": example}).model_content()
+    if precision != "float32":
+        data = _quantised(data, precision, calibration)
     path.write_bytes(data)
 
 

@@ -1,10 +1,7 @@
 """OpenVINO's intermediate representation: an .xml file and its weights in a .bin file beside it."""
 
-import io
-import logging
 import re
 import tempfile
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import openvino
@@ -12,18 +9,21 @@ import torch
 from torch import nn
 
 from pocketformer.deploy.formats import onnx
-from pocketformer.errors import UserError, WorkError
+from pocketformer.deploy.quiet import converting
+from pocketformer.errors import UserError
 from pocketformer.runtimes.openvino import PRECISION_INFO
 
-NAME, COMPANION, RUNTIME = "openvino", ".bin", "openvino"
+NAME, COMPANION = "openvino", ".bin"
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 
+@converting("OpenVINO")
 def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     """Through ONNX: the same graph as from PyTorch directly, in a fraction of the time."""
     _save(_converted(module, example, quick=True), path, "float32")
 
 
+@converting("OpenVINO")
 def write(
     module: nn.Module,
     example: torch.Tensor,
@@ -50,21 +50,14 @@ def _quantised(model: openvino.Model, calibration: torch.Tensor) -> openvino.Mod
         import nncf
     except ModuleNotFoundError:
         raise UserError("int8 needs nncf, which is not installed: pip install 'pocketformer[openvino]'") from None
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
-            return nncf.quantize(
-                model,
-                nncf.Dataset([image.numpy() for image in calibration.split(1)]),
-                subset_size=len(calibration),
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(types=["MatMul", "Add"], validate=False),
-                advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
-            )
-    finally:
-        logging.disable(before)
+    return nncf.quantize(
+        model,
+        nncf.Dataset([image.numpy() for image in calibration.split(1)]),
+        subset_size=len(calibration),
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(types=["MatMul", "Add"], validate=False),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
+    )
 
 
 def _converted(module: nn.Module, example: torch.Tensor, quick: bool = False, dynamic_batch: bool = False):
@@ -74,11 +67,7 @@ def _converted(module: nn.Module, example: torch.Tensor, quick: bool = False, dy
             onnx.write_quick(module, example, between)
         else:
             onnx.write(module, example, between, dynamic_batch=dynamic_batch)
-        try:
-            return openvino.convert_model(between)
-        except Exception as error:  # OpenVINO raises many types
-            first = str(error).strip().splitlines()[0]
-            raise WorkError(f"export refused: OpenVINO rejects this network ({first})") from None
+        return openvino.convert_model(between)
 
 
 def _save(model: openvino.Model, path: Path, precision: str) -> None:

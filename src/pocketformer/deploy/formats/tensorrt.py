@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from pocketformer.deploy.formats import onnx
+from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError
 from pocketformer.runtimes.tensorrt import Log
 
-NAME, COMPANION, RUNTIME = "tensorrt", None, "tensorrt"
+NAME, COMPANION = "tensorrt", None
 PRECISIONS = ("float32", "float16")  # what is computed in; input and output stay float32
 
 
@@ -27,6 +28,7 @@ class _Half(nn.Module):
         return self.network(image.half()).float()
 
 
+@converting("TensorRT")
 def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     """Through ONNX by the quicker exporter."""
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
@@ -35,6 +37,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
         path.write_bytes(_engine(between))
 
 
+@converting("TensorRT")
 def write(
     module: nn.Module,
     example: torch.Tensor,

@@ -3,19 +3,15 @@
 import copy
 import io
 import json
-import logging
-import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from pocketformer.errors import WorkError
+from pocketformer.deploy.quiet import converting
 
-NAME, COMPANION, RUNTIME = "torch", None, "torch"
+NAME, COMPANION = "torch", None
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
@@ -24,6 +20,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     write(module, example, path)
 
 
+@converting("torch.export")
 def write(
     module: nn.Module,
     example: torch.Tensor,
@@ -35,28 +32,16 @@ def write(
     """Input and output are float32 in every precision; `precision` is that of the weights and of all between."""
     program = exported(module if precision == "float32" else _Lower(module, precision), example, dynamic_batch)
     buffer = io.BytesIO()
-    with quiet():
-        torch.export.save(program, buffer)
+    torch.export.save(program, buffer)
     path.write_bytes(buffer.getbuffer())
 
 
 def exported(module: nn.Module, example: torch.Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
-    """The graph of a module, for inputs of the example's shape or any number of them. Raises `WorkError`."""
+    """The graph of a module, for inputs of the example's shape or any number of them."""
     shapes = None
     if dynamic_batch:  # with one example, torch.export would take the batch for a constant
         example, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch")},)
-    with quiet(), torch.no_grad():
-        try:
-            return torch.export.export(module, (example,), dynamic_shapes=shapes)
-        except Exception as error:  # it raises many types
-            raise refused("torch.export", error) from None
-
-
-def refused(what: str, error: Exception) -> WorkError:
-    """What to raise for a converter's exception."""
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    return WorkError(f"export refused: {what} rejects this network ({reason})")
+    return torch.export.export(module, (example,), dynamic_shapes=shapes)
 
 
 class _Lower(nn.Module):
@@ -69,21 +54,6 @@ class _Lower(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.module(x.to(self.dtype)).float()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without a converter's warnings and logs, and on one thread: handing tiny operators to threads is slow."""
-    threads, disabled = torch.get_num_threads(), logging.root.manager.disable
-    torch.set_num_threads(1)
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        torch.set_num_threads(threads)
 
 
 def describe(path: Path) -> str:
