@@ -1,6 +1,7 @@
 """Runtimes: crashes stay in their process, files of two parts are whole, lower precisions are checked and compared."""
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from perturbed import perturb
 from pocketformer import files
 from pocketformer.architecture import SearchSpace
 from pocketformer.cli.main import main
-from pocketformer.deploy import SUFFIXES, export, format_by_name, format_of, runtime_of
+from pocketformer.deploy import SUFFIXES, export, format_by_name, format_of, fuse, runtime_of
 from pocketformer.deploy import efficientformerv2 as fused_forms
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import create_model
@@ -204,6 +206,21 @@ def test_onnx_runtime_without_its_cuda_is_not_taken_for_the_gpu(tmp_path, monkey
     monkeypatch.setattr(module.onnxruntime, "get_available_providers", lambda: providers)
     with pytest.raises(UserError, match="cannot use CUDA here"):
         module.load(path, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_what_is_timed_keeps_its_input(small, tmp_path, name):
+    """OpenVINO went on reading the memory of an array that was gone, and crashed."""
+    pytest.importorskip(name)
+    chosen = runtime(name)
+    path = tmp_path / f"model{SUFFIXES[chosen.FORMAT]}"
+    format_of(chosen.FORMAT).write_quick(fuse(small), torch.zeros(1, 3, 28, 28), path)
+    session, x = chosen.load(path), np.zeros((1, 3, 28, 28), np.float32)
+    call, known = session.prepare(x), weakref.ref(x)
+    del x
+    gc.collect()
+    assert known() is not None
+    call()
 
 
 def test_unknown_names_and_devices_are_refused():

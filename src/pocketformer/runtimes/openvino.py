@@ -44,6 +44,7 @@ class Session:
         return self._request.infer([x], share_inputs=True)[0].copy()
 
     def prepare(self, x: np.ndarray) -> Callable[[], object]:
+        self._input = x  # the tensor shares its memory and does not keep it
         self._request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
         return self._request.infer
 
