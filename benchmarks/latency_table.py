@@ -119,6 +119,12 @@ def row(title, figures):
     )
 
 
+def _from_here(argument):
+    """A path inside the repository as it is given there; where the repository lies is nobody's business."""
+    root = Path(__file__).parents[1]
+    return str(Path(argument).relative_to(root)) if Path(argument).is_relative_to(root) else argument
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", default="efficientformerv2")
@@ -165,7 +171,7 @@ def main():
         args.out,
         {
             "what": "a latency table against whole networks it has not seen, measured again in a run of its own",
-            "command": " ".join(["python", "benchmarks/latency_table.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "benchmarks/latency_table.py", *map(_from_here, sys.argv[1:])]),
             "table": {"fingerprint": about, "reference_ms": table.reference.latency, "unit_ms": table.unit},
             "own_check": {"mean": own.mean, "worst": own.worst, "repeatability": own.repeatability} if own else None,
             "seconds_of_this_call": seconds,
