@@ -18,10 +18,11 @@ def quickstart_settings(seed: int = 0) -> DesignSettings:
         runtime="onnxruntime",
         budgets=_HALF,
         seed=seed,
-        supernet=Recipe.small_images(epochs=3.2, batch_size=128),
+        supernet=Recipe.small_images(epochs=2.8, batch_size=128),
         final=Recipe.small_images(epochs=1.25, batch_size=128, learning_rate=1e-2, warmup_epochs=0.2),
         profile=ProfileSettings(rounds=24, networks=16, checks=4),
         random=14,
+        calibration=64,
         command="quickstart",
     )
 

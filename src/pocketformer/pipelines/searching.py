@@ -20,6 +20,7 @@ from pocketformer.search.trajectory import Point, end_line, move_lines, points, 
 from pocketformer.supernet import Supernet
 from pocketformer.training.batches import TrainBatches, eval_batches
 from pocketformer.training.data import Data
+from pocketformer.training.memory import keep_freed_memory
 
 Phase = Callable[..., Iterator[Move]]
 
@@ -134,6 +135,7 @@ def evaluator(
     which every norm takes its statistics: in the middle of a search a subnet has been trained rarely or never,
     and its switches' running statistics belong to others. 0: the switches' own statistics, as in the paper.
     """
+    keep_freed_memory()
     size = supernet.space.resolution
     # About the same memory whatever the image size, but never so few that calibrating dominates.
     batch_size = max(256, min(1024, 1024 * 32 * 32 // (size[0] * size[1])))

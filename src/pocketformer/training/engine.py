@@ -16,6 +16,7 @@ from pocketformer.progress import Stage
 from pocketformer.runs import Ledger
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import TrainBatches
+from pocketformer.training.memory import keep_freed_memory
 from pocketformer.training.recipe import Recipe
 
 
@@ -49,6 +50,7 @@ def train(task: Task, batches: TrainBatches, recipe: Recipe, job: Job, seed: int
     drop path are drawn anew from the step's number. So a run killed anywhere and started again from `last.ckpt`
     takes the same steps. Raises `WorkError` when the loss is no longer finite.
     """
+    keep_freed_memory()
     steps = planned_steps(batches, recipe)
     optimiser = create_optimizer_v2(task.model, "adamw", lr=0.0, weight_decay=recipe.weight_decay)
     job.folder.mkdir(parents=True, exist_ok=True)
