@@ -4,19 +4,16 @@ There a map is a list of tokens already; heads that are split along channels fir
 a map of channels last is interpolated in place, where a matrix product along positions transposes it as well.
 """
 
-import copy
-
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pocketformer.architecture.design import Grid
-from pocketformer.deploy.efficientformerv2 import FusedAttention, FusedAttentionDownsampling, Upsampling
+from pocketformer.deploy.efficientformerv2 import FusedAttention, FusedAttentionDownsampling, interpolating
 
 
 def channels_last(module: nn.Module) -> nn.Module:
     """A copy of a fused network, or of one block, that computes the same with fewer transpositions."""
-    return _rewritten(copy.deepcopy(module))
+    return _rewritten(interpolating(module))
 
 
 def _rewritten(module: nn.Module) -> nn.Module:
@@ -73,17 +70,7 @@ class _AttentionDownsampling(nn.Module):
         return y if block.conv is None else block.conv(x) + y
 
 
-class _Interpolation(nn.Module):
-    def __init__(self, block: Upsampling):
-        super().__init__()
-        self.size = block.size
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
-
-
 _FORMS = {
     FusedAttention: _Attention,
     FusedAttentionDownsampling: _AttentionDownsampling,
-    Upsampling: _Interpolation,
 }

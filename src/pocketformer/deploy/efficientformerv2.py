@@ -1,5 +1,7 @@
 """The deployed forms of EfficientFormerV2's blocks. Shapes are those of `models.compute`: maps are (B, C, H, W)."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,6 +61,15 @@ class Upsampling(nn.Module):
         if self.matrix is None:
             return F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         return (x.flatten(2) @ self.matrix).unflatten(2, self.size)
+
+
+def interpolating(module: nn.Module) -> nn.Module:
+    """A copy of a fused network, or of a block, whose upsamplings are interpolations and not matrix products."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        if isinstance(part, Upsampling):
+            part.matrix = None
+    return module
 
 
 def attend(weights: torch.Tensor, values: torch.Tensor, grid: Grid) -> torch.Tensor:

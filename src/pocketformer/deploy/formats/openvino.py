@@ -8,6 +8,7 @@ import openvino
 import torch
 from torch import nn
 
+from pocketformer.deploy.efficientformerv2 import interpolating
 from pocketformer.deploy.formats import onnx
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError
@@ -61,6 +62,7 @@ def _quantised(model: openvino.Model, calibration: torch.Tensor) -> openvino.Mod
 
 
 def _converted(module: nn.Module, example: torch.Tensor, quick: bool = False, dynamic_batch: bool = False):
+    module = interpolating(module)  # 2 to 7 % of a network faster there (`benchmarks/deployed.py fast`)
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
         between = Path(folder) / "model.onnx"
         if quick:
