@@ -1,53 +1,120 @@
 """The public entry to images: `open_data` reads a source and splits it into fit, search and test.
 
-The test split is `val/` of the source, or a tenth set aside; the rest is split once into fit and search.
-Splits are a function of (seed, labels, order of files) alone and do not change with library versions.
+The test split is `val/` of the source, or a tenth set aside; the rest is split once into fit and search. Images are
+decoded into memory once, or, where they are too many, each time they are needed (`streaming`).
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
-from pocketformer.errors import UserError
-from pocketformer.training.decoding import Decoded, decode_all, describe_bad, readable
-from pocketformer.training.sources import Found, find, some
+from pocketformer.errors import UserError, WorkError
+from pocketformer.training.decoding import decode_all, readable, refuse_bad, skipped
+from pocketformer.training.sources import Found, find
+from pocketformer.training.splitting import random_words, search_count, split_rows, stratified
+from pocketformer.training.streaming import StreamedImages, preflight
 
-SEARCH_SMALLEST, SEARCH_LARGEST = 500, 10_000
+__all__ = [
+    "Data",
+    "Split",
+    "Survey",
+    "open_data",
+    "random_words",
+    "search_count",
+    "stratified",
+    "streams",
+    "survey",
+]
+
+T = TypeVar("T")
+IN_MEMORY = 2 * 10**9  # bytes of decoded images up to which they are kept in memory unless told otherwise
+_REPLACEMENTS = 100  # unreadable images in a row after which it is no longer a matter of single images
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Some rows of shared image data: `images` uint8 (N, 3, S_h, S_w), `labels` int64 (N,).
 
-    `indices` int64 are the rows that belong to the split, in order; None: all of them.
+    `indices` int64 are the rows that belong to the split, in order; None: all of them. The images of a streamed
+    split are decoded when they are taken; one that cannot be read, where that is accepted, is then replaced by
+    the next of the split that can.
     """
 
     name: str
-    images: torch.Tensor
+    images: torch.Tensor | StreamedImages
     labels: torch.Tensor
     indices: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels if self.indices is None else self.indices)
 
+    @property
+    def streamed(self) -> bool:
+        return isinstance(self.images, StreamedImages)
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that `take` returns."""
+        return tuple(self.images.shape[-2:])
+
+    def row(self, position: int) -> int:
+        """The row of the source that is at a position of the split."""
+        return position if self.indices is None else int(self.indices[position])
+
     def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of images uint8 (B, 3, S_h, S_w) and labels int64 (B,) at `rows`, positions in the split."""
-        rows = rows if self.indices is None else self.indices[rows]
-        return self.images[rows], self.labels[rows]
+        if not self.streamed:
+            rows = rows if self.indices is None else self.indices[rows]
+            return self.images[rows], self.labels[rows]
+        images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
+        labels = np.empty(len(rows), np.int64)
+
+        def fill(place: int) -> None:
+            images[place], labels[place] = self._next_readable(int(rows[place]), self.images.pixels)
+
+        with ThreadPoolExecutor(self.images.workers) if self.images.workers > 0 else nullcontext() as pool:
+            for _ in (pool.map if pool else map)(fill, range(len(rows))):
+                pass
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def open(self, position: int) -> tuple[Image.Image, int]:
+        """The RGB image at a position, at its own size if streamed, else at the stored one; and its label."""
+        if self.streamed:
+            return self._next_readable(position, self.images.whole)
+        row = self.row(position)
+        return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().numpy()), int(self.labels[row])
+
+    def _next_readable(self, position: int, read: Callable[[int], T | None]) -> tuple[T, int]:
+        attempts = min(len(self), _REPLACEMENTS)
+        for step in range(attempts):
+            row = self.row((position + step) % len(self))
+            found = read(row)
+            if found is not None:
+                return found, int(self.labels[row])
+        raise WorkError(
+            f"{self.images.source}: {attempts} images in a row cannot be read, from {self.images.name(row)} on; "
+            "these are too many to be left out"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """A source, read and split.
 
-    `final` is fit + search. `fingerprint` is a hash of the images, labels and class names as read;
-    `split_fingerprint` of which of them are in fit, search and test. `notes` are sentences worth telling the
-    user. `median_side` is the median short side of the source images in pixels.
+    `final` is fit + search. `fingerprint` is a hash of the images, labels and class names as read (of a streamed
+    source: of names and sizes of files, labels and class names); `split_fingerprint` of which of them are in fit,
+    search and test. `notes` are sentences worth telling the user. `median_side` is the median short side of the
+    source images in pixels (of 200 of them where not all were looked at).
     """
 
     source: str
@@ -60,6 +127,10 @@ class Data:
     split_fingerprint: str
     notes: tuple[str, ...]
     median_side: int
+
+    def late_note(self) -> str | None:
+        """What to tell of unreadable images that were met since the source was opened; None if there were none."""
+        return self.fit.images.note() if self.fit.streamed else None
 
 
 @dataclass(frozen=True)
@@ -95,6 +166,8 @@ def open_data(
     bad_images: str = "refuse",
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    stream: bool | None = None,
+    check: bool = True,
 ) -> Data:
     """Reads all images of `source`, stored at `size` (height, width) in pixels, and splits them.
 
@@ -103,10 +176,14 @@ def open_data(
             data set name of timm's `create_dataset` (torch/…, hfds/…, wds/…); or what `find` found there.
         size: stored size; images are resized to cover it and centre-cropped.
         seed: of the splits.
-        cache: folder for the decoded images, which are then memory-mapped and not decoded again.
+        cache: folder for the decoded images, which are then memory-mapped and not decoded again. Not for streams.
         bad_images: "refuse" or "skip" files that cannot be read as images.
         workers: threads that decode; 0: the calling one.
         progress: called with (images done, images in all).
+        stream: leave the images where they are and decode them when needed; None: if they would take more than
+            2 GB in memory and can be read in any order (`streams`).
+        check: of a stream whose bad images are refused: look at all of them first. Not needed if another process
+            does, or has done; a bad image then ends the work when it is met.
 
     Raises:
         UserError: in one line, for a source that is missing, has no proper classes, unreadable images (unless
@@ -117,19 +194,77 @@ def open_data(
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"stored size is {size}; it must be two positive numbers of pixels (height, width)")
     found = source if isinstance(source, Found) else find(source)
-    decoded = decode_all(
-        found, tuple(size), cache=cache, accept_bad=bad_images == "skip", workers=workers, progress=progress
-    )
-    notes = list(found.notes)
-    if decoded.bad:
-        count = len(decoded.bad)
-        notes.append(f"{count} image{'s' * (count > 1)} skipped: {describe_bad(found, decoded.bad)}")
-    classes = found.classes or tuple(map(str, range(int(decoded.labels.max(initial=-1)) + 1)))
-    rows = _split(found, decoded, classes, seed, notes)
+    size, accept_bad = tuple(size), bad_images == "skip"
+    if streams(found, size, stream, cache):
+        return _open_stream(found, size, seed, accept_bad, workers, progress, check, told=stream is not None)
+    decoded = decode_all(found, size, cache=cache, accept_bad=accept_bad, workers=workers, progress=progress)
+    notes = []
+    if stream is None and cache is None and _bytes(found, size) > IN_MEMORY:
+        notes.append(f"the images take {_bytes(found, size) / 1e9:.1f} GB of memory: {found.why_in_order}")
+    images, labels = torch.from_numpy(decoded.images), decoded.labels
+    return _split(found, images, labels, decoded.digests.__getitem__, decoded.bad, decoded.median_side, seed, notes)
 
-    images, labels = torch.from_numpy(decoded.images), torch.from_numpy(decoded.labels)
-    splits = {name: Split(name, images, labels, torch.from_numpy(chosen)) for name, chosen in rows.items()}
-    names = [classes[label] if label >= 0 else "" for label in decoded.labels]
+
+def streams(found: Found, size: tuple[int, int], stream: bool | None = None, cache: Path | None = None) -> bool:
+    """Whether `open_data` leaves the images where they are. Raises `UserError` if it is told to and cannot."""
+    if stream and found.load is None:
+        raise UserError(f"{found.source}: cannot be streamed: {found.why_in_order}")
+    if stream is None:
+        return cache is None and found.load is not None and _bytes(found, size) > IN_MEMORY
+    return stream
+
+
+def _bytes(found: Found, size: tuple[int, int]) -> int:
+    return len(found) * 3 * size[0] * size[1]
+
+
+def _open_stream(
+    found: Found,
+    size: tuple[int, int],
+    seed: int,
+    accept_bad: bool,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+    check: bool,
+    told: bool,
+) -> Data:
+    notes = []
+    if not told:
+        notes.append(
+            f"the images would take {_bytes(found, size) / 1e9:.1f} GB in memory: they are decoded as they are needed"
+        )
+    if check and not accept_bad:
+        median = preflight(found, workers, progress)
+    else:
+        refuse_bad(found, found.bad, accept_bad)
+        sides = [min(image.size) for image in readable(found, 200)]
+        median = int(np.median(sides)) if sides else 0
+    labels = np.array(found.labels(), np.int64)
+    labels[list(found.bad)] = -1
+    images = StreamedImages(found, size, accept_bad, workers)
+    return _split(found, images, labels, found.identify, found.bad, median, seed, notes)
+
+
+def _split(
+    found: Found,
+    images: torch.Tensor | StreamedImages,
+    labels: np.ndarray,
+    identify: Callable[[int], str],
+    bad: Mapping[int, str],
+    median_side: int,
+    seed: int,
+    more_notes: list[str],
+) -> Data:
+    notes = [*found.notes, *more_notes]
+    if bad:
+        notes.append(skipped(found.name, bad))
+    classes = found.classes or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
+    rows = split_rows(found, labels, classes, seed, notes)
+    targets = torch.from_numpy(labels)
+    splits = {name: Split(name, images, targets, torch.from_numpy(chosen)) for name, chosen in rows.items()}
+    facts = {
+        part: [f"{classes[labels[row]]} {identify(row)}" for row in rows[part]] for part in ("fit", "search", "test")
+    }
     return Data(
         source=found.source,
         classes=classes,
@@ -137,84 +272,11 @@ def open_data(
         search=splits["search"],
         final=splits["fit+search"],
         test=splits["test"],
-        fingerprint=_fingerprint(
-            *(f"class {name}" for name in classes),
-            *(f"{names[row]} {decoded.digests[row]}" for part in ("fit+search", "test") for row in rows[part]),
-        ),
-        split_fingerprint=_fingerprint(
-            *(f"{part} {names[row]} {decoded.digests[row]}" for part in ("fit", "search", "test") for row in rows[part])
-        ),
+        fingerprint=_fingerprint(*(f"class {name}" for name in classes), *chain.from_iterable(facts.values())),
+        split_fingerprint=_fingerprint(*(f"{part} {fact}" for part in facts for fact in facts[part])),
         notes=tuple(notes),
-        median_side=decoded.median_side,
+        median_side=median_side,
     )
-
-
-def stratified(labels: np.ndarray, count: int, seed: int, *, purpose: int = 0) -> np.ndarray:
-    """Chooses about `count` of the labels at random, each class in proportion; bool (N,), True: chosen.
-
-    Every class gets its share of `count` rounded down or up (largest remainders), at least one image; where
-    many classes need that one, more than `count` are chosen. A class of one image is chosen whole.
-    """
-    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    shares = sizes * (count / max(len(labels), 1))
-    # The share of one class is exact in binary only by luck: 29.999999 is 30.
-    quotas = np.maximum(np.floor(shares + 1e-9), 1).astype(np.int64)
-    remainders = np.where(shares > quotas, shares - quotas, -1.0)
-    order = np.argsort(-remainders, kind="stable")
-    extra = min(max(count - int(quotas.sum()), 0), int((remainders > 1e-9).sum()))
-    quotas[order[:extra]] += 1
-    rank = random_words(len(labels), seed, purpose)
-    chosen = np.zeros(len(labels), bool)
-    for c in range(len(classes)):
-        rows = np.flatnonzero(inverse == c)
-        chosen[rows[np.argsort(rank[rows], kind="stable")[: quotas[c]]]] = True
-    return chosen
-
-
-def random_words(count: int, seed: int, *key: int) -> np.ndarray:
-    """`count` random uint64, a function of the seed and the key that no numpy version changes."""
-    if seed < 0:
-        raise UserError(f"the seed is {seed}; it must not be negative")
-    return np.random.Philox(np.random.SeedSequence([seed, *key])).random_raw(count)
-
-
-def search_count(rest: int) -> int:
-    """Images of the search split out of `rest`: a tenth, within 500 and 10,000, never more than half."""
-    return min(max((rest + 5) // 10, SEARCH_SMALLEST), SEARCH_LARGEST, rest // 2)
-
-
-def _split(
-    found: Found, decoded: Decoded, classes: tuple[str, ...], seed: int, notes: list[str]
-) -> dict[str, np.ndarray]:
-    """Ascending rows of each split; appends to the notes what the user did not ask for."""
-    good = decoded.labels >= 0
-    is_test = np.arange(len(found)) >= found.train
-    rest, test = np.flatnonzero(good & ~is_test), np.flatnonzero(good & is_test)
-    if len(classes) < 2:
-        raise UserError(f"{found.source}: has only one class; at least two are needed")
-    _check_classes(found.source, "training images", decoded.labels[rest], classes, 2 if found.test else 3)
-    if found.test:
-        _check_classes(found.source, "test images", decoded.labels[test], classes, 1)
-    else:
-        chosen = stratified(decoded.labels[rest], (len(rest) + 5) // 10, seed, purpose=1)
-        test, rest = rest[chosen], rest[~chosen]
-        notes.append(f"no val/: a stratified tenth ({len(test)} images, seed {seed}) was set aside as the test split")
-    count = search_count(len(rest))
-    chosen = stratified(decoded.labels[rest], count, seed, purpose=2)
-    search, fit = rest[chosen], rest[~chosen]
-    if count < SEARCH_SMALLEST:
-        notes.append(f"small set: the search split is half of the images besides test ({len(search)} of {len(rest)})")
-    elif len(rest) < 10 * SEARCH_SMALLEST - 5:
-        notes.append(f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)")
-    return {"fit": fit, "search": search, "fit+search": rest, "test": test}
-
-
-def _check_classes(source: str, what: str, labels: np.ndarray, classes: tuple[str, ...], least: int) -> None:
-    if labels.max(initial=0) >= len(classes):
-        raise UserError(f"{source}: a label is {labels.max()}, but there are only {len(classes)} classes")
-    counts = np.bincount(labels, minlength=len(classes))
-    if few := [f"{c} ({n})" for c, n in zip(classes, counts, strict=True) if n < least]:
-        raise UserError(f"{source}: too few {what} to split: {some(few)}; each class needs at least {least}")
 
 
 def _fingerprint(*facts: str) -> str:

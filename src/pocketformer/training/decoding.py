@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pocketformer.errors import UserError, WorkError
 from pocketformer.files import read_json, whole, write_json
@@ -52,7 +52,7 @@ def decode_all(
     shape = (len(found), 3, *size)
     if cache is None:
         decoded = _decode(found, np.zeros(shape, np.uint8), workers, progress)
-        _refuse_bad(found, decoded.bad, accept_bad)
+        refuse_bad(found, decoded.bad, accept_bad)
         return decoded
     file, facts = _cache_files(Path(cache), found, size)
     decoded = _read_cache(file, facts, shape)
@@ -61,7 +61,7 @@ def decode_all(
         with whole(file) as temporary:
             images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             decoded = _decode(found, images, workers, progress)
-            _refuse_bad(found, decoded.bad, accept_bad)
+            refuse_bad(found, decoded.bad, accept_bad)
             images.flush()
             # First, so that an array with its final name always has its facts.
             write_json(facts, _facts(decoded))
@@ -69,7 +69,7 @@ def decode_all(
         decoded = _read_cache(file, facts, shape)
         if decoded is None:
             raise WorkError(f"the cache of decoded images cannot be read back: {file}")
-    _refuse_bad(found, decoded.bad, accept_bad)
+    refuse_bad(found, decoded.bad, accept_bad)
     return decoded
 
 
@@ -78,11 +78,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     side = 3 * max(size)
     image.draft(None, (side, side))  # large JPEGs: decode no finer than three times what is kept
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit grey, which `convert` would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
+    image = upright(image)
     scale = min(image.width / width, image.height / height)
     left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
     box = (
@@ -92,6 +88,16 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
         min(top + height * scale, image.height),
     )
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The whole image decoded: RGB, turned as its EXIF data say; 16 bit grey is scaled to 8."""
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bit grey, which `convert` would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def why_unreadable(error: Exception) -> str:
@@ -106,17 +112,23 @@ def why_unreadable(error: Exception) -> str:
     return "truncated" if "truncated" in text.lower() else text[:60] or type(error).__name__
 
 
-def describe_bad(found: Found, bad: dict[int, str], count: int = 3) -> str:
+def describe_bad(name: Callable[[int], str], bad: Mapping[int, str], count: int = 3) -> str:
     """The first few unreadable images with the reason: `cat/a.jpg (truncated), …`."""
-    named = [f"{found.name(row)} ({why})" for row, why in islice(sorted(bad.items()), count)]
+    named = [f"{name(row)} ({why})" for row, why in islice(sorted(bad.items()), count)]
     return ", ".join(named) + (", …" if len(bad) > count else "")
 
 
-def _refuse_bad(found: Found, bad: dict[int, str], accept_bad: bool) -> None:
+def skipped(name: Callable[[int], str], bad: Mapping[int, str]) -> str:
+    """What the user is told of images that were skipped."""
+    return f"{len(bad)} image{'s' * (len(bad) > 1)} skipped: {describe_bad(name, bad)}"
+
+
+def refuse_bad(found: Found, bad: Mapping[int, str], accept_bad: bool = False) -> None:
+    """Raises `UserError` that counts and names the images in `bad` (row -> why), unless there are none."""
     if bad and not accept_bad:
         raise UserError(
             f"{found.source}: {len(bad)} of {len(found)} files cannot be read as images: "
-            f"{describe_bad(found, bad)}; remove them or pass --bad-images skip"
+            f"{describe_bad(found.name, bad)}; remove them or pass --bad-images skip"
         )
 
 

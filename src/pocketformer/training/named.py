@@ -5,15 +5,19 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
 from pocketformer.errors import UserError
+from pocketformer.training.shards import find_shards
 from pocketformer.training.sources import Found, Load, Sample, stamp_of
 
 PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow-datasets"}
@@ -28,13 +32,42 @@ def dataset_home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or Path(cache) / "pocketformer" / "datasets")
 
 
+@dataclass(frozen=True, eq=False)
+class _MapSets:
+    """The splits of a data set of timm, one after the other, each with random access."""
+
+    parts: tuple[Any, ...]
+    words: str  # which data set, in which version
+
+    def load(self, row: int) -> Sample:
+        part, number = self._place(row)
+        return _load_item(part, number)
+
+    def name(self, row: int) -> str:
+        part, number = self._place(row)
+        return f"{'train' if part is self.parts[0] else 'test'} image {number}"
+
+    def identify(self, row: int) -> str:
+        return f"{self.words} {self.name(row)}"
+
+    def labels(self) -> np.ndarray:
+        return np.array([_label(label) for part in self.parts for label in _targets(part)], np.int64)
+
+    def _place(self, row: int) -> tuple[Any, int]:
+        first = len(self.parts[0])
+        return (self.parts[0], row) if row < first else (self.parts[1], row - first)
+
+
 def find_named(source: str, prefix: str, name: str) -> Found:
     """Finds the train and the test split of a data set of timm; downloads it where its library can.
 
-    Under `torch.distributed`, streams (wds, tfds) give each process its share only: open them before.
+    Under `torch.distributed`, sets that are read in order (hfids, tfds, wds on the web) give each process its
+    share only: open them before.
     """
     if prefix == "torch" and name.lower() in ("folder", "image_folder"):
         raise UserError(f"{source}: give the path of the folder itself")
+    if prefix == "wds" and "://" not in name:
+        return find_shards(source, Path(name) if Path(name).is_dir() else dataset_home() / name, TEST_SPLITS)
     parts = [_create(source, prefix, name, ("train",)), _create(source, prefix, name, TEST_SPLITS)]
     if parts[0] is None:
         raise UserError(f"{source}: has no split named train")
@@ -46,32 +79,32 @@ def find_named(source: str, prefix: str, name: str) -> Found:
     names = getattr(parts[0], "classes", None)
     if names is None and getattr(reader, "class_to_idx", None):
         names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
+    paths, *words = _identity(source, parts)
+    facts = {
+        "source": source,
+        "classes": tuple(map(_class_name, names or ())),
+        "train": counts[0],
+        "test": sum(counts[1:]),
+        "stamp": stamp_of(paths, *words),
+    }
+    if not any(isinstance(part, IterableDataset) for part in parts):
+        sets = _MapSets(tuple(parts), " ".join(words))
+        return Found(**facts, name=sets.name, load=sets.load, labels=sets.labels, identify=sets.identify)
 
-    stream = isinstance(parts[0], IterableDataset)
+    def in_order() -> Iterator[tuple[int, Load]]:
+        for part, count, first in zip(parts, counts, (0, counts[0]), strict=False):
+            for i, item in enumerate(islice(part, count)):
+                yield first + i, partial(_as_sample, *item)
 
     def name_of(row: int) -> str:
-        part, number = ("train", row) if row < counts[0] else ("test", row - counts[0])
-        # A stream leaves out what it cannot read, and which it was is not known.
-        return f"a {part} image" if stream else f"{part} image {number}"
+        # Its reader leaves out what it cannot read, and which it was is not known.
+        return f"a {'train' if row < counts[0] else 'test'} image"
 
-    def jobs() -> Iterator[tuple[int, Load]]:
-        for part, count, first in zip(parts, counts, (0, counts[0]), strict=False):
-            if not isinstance(part, IterableDataset):
-                yield from ((first + i, partial(_load_item, part, i)) for i in range(count))
-            else:
-                for i, item in enumerate(islice(part, count)):
-                    yield first + i, partial(_as_sample, *item)
-
-    return Found(
-        source=source,
-        classes=tuple(map(_class_name, names or ())),
-        train=counts[0],
-        test=sum(counts[1:]),
-        stamp=stamp_of(*_identity(source, parts)),
-        jobs=jobs,
-        name=name_of,
-        stream=stream,
-    )
+    if prefix == "wds":
+        why = "its shards are on the web: download them into a folder and give wds/FOLDER"
+    else:
+        why = f"{prefix}/ reads images in one order only"
+    return Found(**facts, name=name_of, in_order=in_order, why_in_order=why)
 
 
 def _create(source: str, prefix: str, name: str, splits: tuple[str, ...]) -> Any:
@@ -83,9 +116,7 @@ def _create(source: str, prefix: str, name: str, splits: tuple[str, ...]) -> Any
     if prefix == "torch":
         root = str(home)
     elif prefix == "wds":
-        root = name if "://" in name or Path(name).is_dir() else str(home / name)
-        if "://" not in root and not any((Path(root) / n).is_file() for n in ("_info.json", "info.json")):
-            raise UserError(f"{source}: cannot be obtained: no _info.json (splits and shards) in {root}")
+        root = name
     for split in splits:
         try:
             # Some readers print advice: stdout belongs to results.
@@ -123,6 +154,17 @@ def _load_item(dataset: Any, index: int) -> Sample:
     with file:
         raw = file.read()
     return Sample(Image.open(io.BytesIO(raw)), raw, _label(label))
+
+
+def _targets(dataset: Any) -> Iterator[Any]:
+    """Labels of a data set with random access, in order; where it keeps no list of them, its items are opened."""
+    if hasattr(getattr(dataset, "reader", None), "iter_targets"):
+        return iter(dataset.reader.iter_targets())
+    for name in ("targets", "labels", "_labels"):
+        listed = getattr(dataset, name, None)
+        if listed is not None and not callable(listed) and len(listed) == len(dataset):
+            return iter(torch.as_tensor(listed).tolist())
+    return (_load_item(dataset, i).label for i in range(len(dataset)))
 
 
 def _as_sample(image: Image.Image, label: Any) -> Sample:

@@ -1,0 +1,82 @@
+"""Which images are in which split: a function of (seed, labels, order of files) alone.
+
+It does not change with library versions: numbers come from a counter-based generator, and sorts are stable.
+"""
+
+import numpy as np
+
+from pocketformer.errors import UserError
+from pocketformer.training.sources import Found, some
+
+SEARCH_SMALLEST, SEARCH_LARGEST = 500, 10_000
+
+
+def stratified(labels: np.ndarray, count: int, seed: int, *, purpose: int = 0) -> np.ndarray:
+    """Chooses about `count` of the labels at random, each class in proportion; bool (N,), True: chosen.
+
+    Every class gets its share of `count` rounded down or up (largest remainders), at least one image; where
+    many classes need that one, more than `count` are chosen. A class of one image is chosen whole.
+    """
+    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    shares = sizes * (count / max(len(labels), 1))
+    # The share of one class is exact in binary only by luck: 29.999999 is 30.
+    quotas = np.maximum(np.floor(shares + 1e-9), 1).astype(np.int64)
+    remainders = np.where(shares > quotas, shares - quotas, -1.0)
+    order = np.argsort(-remainders, kind="stable")
+    extra = min(max(count - int(quotas.sum()), 0), int((remainders > 1e-9).sum()))
+    quotas[order[:extra]] += 1
+    rank = random_words(len(labels), seed, purpose)
+    chosen = np.zeros(len(labels), bool)
+    for c in range(len(classes)):
+        rows = np.flatnonzero(inverse == c)
+        chosen[rows[np.argsort(rank[rows], kind="stable")[: quotas[c]]]] = True
+    return chosen
+
+
+def random_words(count: int, seed: int, *key: int) -> np.ndarray:
+    """`count` random uint64, a function of the seed and the key that no numpy version changes."""
+    if seed < 0:
+        raise UserError(f"the seed is {seed}; it must not be negative")
+    return np.random.Philox(np.random.SeedSequence([seed, *key])).random_raw(count)
+
+
+def search_count(rest: int) -> int:
+    """Images of the search split out of `rest`: a tenth, within 500 and 10,000, never more than half."""
+    return min(max((rest + 5) // 10, SEARCH_SMALLEST), SEARCH_LARGEST, rest // 2)
+
+
+def split_rows(
+    found: Found, labels: np.ndarray, classes: tuple[str, ...], seed: int, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """Ascending rows of "fit", "search", "fit+search" and "test"; rows labelled -1 are in none.
+
+    Appends to the notes what the user did not ask for. Raises `UserError` if a class has too few images.
+    """
+    good = labels >= 0
+    is_test = np.arange(len(found)) >= found.train
+    rest, test = np.flatnonzero(good & ~is_test), np.flatnonzero(good & is_test)
+    if len(classes) < 2:
+        raise UserError(f"{found.source}: has only one class; at least two are needed")
+    _check_classes(found.source, "training images", labels[rest], classes, 2 if found.test else 3)
+    if found.test:
+        _check_classes(found.source, "test images", labels[test], classes, 1)
+    else:
+        chosen = stratified(labels[rest], (len(rest) + 5) // 10, seed, purpose=1)
+        test, rest = rest[chosen], rest[~chosen]
+        notes.append(f"no val/: a stratified tenth ({len(test)} images, seed {seed}) was set aside as the test split")
+    count = search_count(len(rest))
+    chosen = stratified(labels[rest], count, seed, purpose=2)
+    search, fit = rest[chosen], rest[~chosen]
+    if count < SEARCH_SMALLEST:
+        notes.append(f"small set: the search split is half of the images besides test ({len(search)} of {len(rest)})")
+    elif len(rest) < 10 * SEARCH_SMALLEST - 5:
+        notes.append(f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)")
+    return {"fit": fit, "search": search, "fit+search": rest, "test": test}
+
+
+def _check_classes(source: str, what: str, labels: np.ndarray, classes: tuple[str, ...], least: int) -> None:
+    if labels.max(initial=0) >= len(classes):
+        raise UserError(f"{source}: a label is {labels.max()}, but there are only {len(classes)} classes")
+    counts = np.bincount(labels, minlength=len(classes))
+    if few := [f"{c} ({n})" for c, n in zip(classes, counts, strict=True) if n < least]:
+        raise UserError(f"{source}: too few {what} to split: {some(few)}; each class needs at least {least}")

@@ -1,0 +1,554 @@
+"""Images that are not held in memory, timm's transforms, and which process makes which part of a batch."""
+
+import copy
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
+
+from pocketformer.errors import UserError, WorkError
+from pocketformer.training import data as data_module
+from pocketformer.training import transformed
+from pocketformer.training.batches import (
+    Augmentation,
+    Normalisation,
+    Share,
+    TrainBatches,
+    eval_batches,
+    train_batches,
+)
+from pocketformer.training.data import Data, Split, open_data
+from pocketformer.training.orders import Order
+from pocketformer.training.strings import Strings
+from pocketformer.training.transformed import TransformedBatches, seed_sample
+
+SIZE = (20, 24)
+FULL = Augmentation(scale=(0.08, 1.0), erase=0.25, randaugment="rand-m9-mstd0.5-inc1", repeats=3)
+CLASSES = ("cat", "dog", "emu")
+
+
+def photo(seed: int) -> Image.Image:
+    """Smooth noise of a size of its own, as photographs have; large enough that some JPEGs are drafted."""
+    rng = np.random.default_rng(seed)
+    size = tuple(int(n) for n in rng.integers(30, 400, 2))
+    return Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+def fill(folder: Path, each: int = 8, first: int = 0) -> Path:
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            photo(first + 100 * label + i).save(folder / name / f"{i:03}.jpg", quality=85)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Classes under train/ and val/; a photograph turned by its EXIF data, a PNG and a grey one among them."""
+    root = tmp_path_factory.mktemp("photos")
+    fill(root / "train")
+    fill(root / "val", each=3, first=50)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(900).save(root / "train" / "cat" / "000.jpg", exif=exif)
+    (root / "train" / "dog" / "000.jpg").unlink()
+    photo(901).save(root / "train" / "dog" / "000.png")
+    photo(902).convert("L").save(root / "train" / "emu" / "000.jpg")
+    return root
+
+
+def copied(photos: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(photos, folder / "copy"))
+
+
+def stream(root: Path | str, **options) -> Data:
+    return open_data(root, **{"size": SIZE, "stream": True, **options})
+
+
+def made(split: Split, workers: int = 0, first: int = 0, last: int = 5, **options):
+    values = {"batch_size": 6, "size": (16, 18), "augmentation": FULL, "seed": 3, **options}
+    return list(train_batches(split, workers=workers, **values).steps(first, last))
+
+
+def equal(one, two) -> bool:
+    return len(one) == len(two) and all(
+        torch.equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    return message
+
+
+# --- order and shares -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch", "ranks"), [(700, 64, 1), (700, 64, 4), (520, 12, 3), (100, 8, 2)])
+def test_repeats_stand_where_timms_sampler_has_them(count, batch, ranks):
+    permutation = Order(count, count, seed=5).at(1).positions
+    assert sorted(permutation) == list(range(count))
+    for rank in range(ranks):
+        order = Order(count, batch, seed=5, repeats=3, share=Share(rank, ranks))
+        epoch = [order.at(step) for step in range(order.steps_per_epoch, 2 * order.steps_per_epoch)]
+        ours = np.concatenate([places.positions for places in epoch])
+        theirs = permutation[list(RepeatAugSampler(range(count), ranks, rank, shuffle=False))]
+        assert len(theirs) - len(ours) < batch / ranks  # timm's loader drops an incomplete batch too
+        assert (ours == theirs[: len(ours)]).all()
+        assert {places.epoch for places in epoch} == {1}
+        if ranks == 1:
+            copies = np.concatenate([places.copies for places in epoch])
+            assert (copies == np.arange(len(copies)) % 3).all()
+
+
+def test_shares_are_dealt_out_of_the_same_batch(photos):
+    split = open_data(photos, size=SIZE).final
+    for augmentation in (Augmentation(erase=0.5), FULL):
+        whole = made(split, augmentation=augmentation)
+        for rank in range(3):
+            share = made(split, augmentation=augmentation, share=Share(rank, 3))
+            assert equal(share, [(x[rank::3], y[rank::3]) for x, y in whole])
+    with pytest.raises(UserError, match="must be a multiple of the 4 processes"):
+        Order(100, 6, 0, share=Share(0, 4))
+    with pytest.raises(UserError, match="rank"):
+        Order(100, 6, 0, share=Share(2, 2))
+    assert Order(11, 64, 0, share=Share(1, 4)).batch_size == 8
+    assert [Order(1000, 60, 0, repeats, Share(0, n)).steps_per_epoch for repeats in (1, 3) for n in (1, 4)] == [
+        16,
+        16,
+        12,
+        12,
+    ]
+
+
+# --- transformed batches --------------------------------------------------------------------------
+
+
+def test_batches_do_not_depend_on_workers_nor_on_where_a_training_continues(photos):
+    split = stream(photos).final
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    batches = TransformedBatches(split, 6, (16, 18), FULL, 3)
+    assert (batches.batch_size, batches.steps_per_epoch) == (6, 4)
+    alone = list(batches.steps(0, 10))  # two and a half epochs
+    for workers in (1, 3):
+        assert equal(made(split, workers, 0, 10), alone)
+        assert equal(made(split, workers, 3, 9), alone[3:9])
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+    x, y = alone[0]
+    assert (x.shape, x.dtype, y.dtype) == ((6, 3, 16, 18), torch.float32, torch.int64)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in made(split, 1, 0, 2))
+    assert not any(torch.equal(a, b) for (a, _), (b, _) in pairwise(alone))
+    assert not torch.equal(x[0], x[1])  # copies of one image
+    assert not torch.equal(made(split, seed=4)[0][0], x)
+
+
+def test_samples_are_what_timm_makes_of_the_file(photos):
+    data, normalisation = stream(photos), Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    batches = TransformedBatches(data.final, 6, (16, 18), FULL, 3, normalisation)
+    theirs = create_transform(
+        (3, 16, 18),
+        is_training=True,
+        scale=(0.08, 1.0),
+        color_jitter=0.4,  # which timm leaves out beside RandAugment
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        mean=normalisation.mean,
+        std=normalisation.std,
+        re_prob=0.25,
+        re_mode="pixel",
+    )
+    files = [p for name in CLASSES for p in sorted((photos / "train" / name).iterdir())]
+    turned = files.index(photos / "train" / "cat" / "000.jpg")
+    compared = 0
+    for step, (images, labels) in enumerate(batches.steps(0, 8)):
+        places = Order(len(data.final), 6, 3, repeats=3).at(step)
+        for x, y, position, copy_ in zip(images, labels, places.positions, places.copies, strict=True):
+            row = data.final.row(int(position))
+            assert y == CLASSES.index(files[row].parent.name)
+            if row == turned:  # ours are upright
+                continue
+            seed_sample(3, places.epoch, row, int(copy_))
+            assert torch.equal(x, theirs(Image.open(files[row]).convert("RGB")))
+            compared += 1
+    assert compared >= 40
+
+
+def test_no_bits_kept_is_black():
+    # One image in 700 or so of the papers' recipe, and with Pillow 13 the end of the training.
+    parts = transformed.transform(SIZE, Augmentation(randaugment="rand-m10-p1.0-inc1"), Normalisation()).transforms
+    ops = {op.name: op for part in parts for op in getattr(part, "ops", ())}
+    assert len(ops) == 15
+    assert ops["PosterizeIncreasing"](photo(1)).getextrema() == ((0, 0),) * 3
+
+
+def test_batches_in_memory_see_the_stored_pixels(photos):
+    data = open_data(photos, size=(16, 16))
+    plain = Augmentation(flip=False, scale=(1.0, 1.0), ratio=(1.0, 1.0), repeats=2)
+    batches = train_batches(data.final, 6, (16, 16), plain, 0)
+    assert isinstance(batches, TransformedBatches)
+    images, labels = next(iter(batches.steps(0, 1)))
+    positions = torch.from_numpy(Order(len(data.final), 6, 0, repeats=2).at(0).positions)
+    stored, expected = data.final.take(positions)
+    torch.testing.assert_close(images, stored / 127.5 - 1, atol=1e-6, rtol=0)
+    assert torch.equal(labels, expected)
+    assert isinstance(train_batches(data.final, 6, (16, 16), Augmentation(), 0), TrainBatches)
+    with pytest.raises(UserError, match="use train_batches"):
+        TrainBatches(data.final, 6, (16, 16), FULL, 0)
+
+
+def test_another_process_makes_the_same_bits(photos):
+    code = (
+        "import hashlib, sys, torch\n"
+        "from pocketformer.training.batches import Augmentation, train_batches\n"
+        "from pocketformer.training.data import open_data\n"
+        "torch.manual_seed(123)\n"
+        f"split = open_data(sys.argv[1], size={SIZE}, stream=True).final\n"
+        f"batches = train_batches(split, 6, (16, 18), {FULL!r}, 3, workers=1)\n"
+        "bits = b''.join(x.contiguous().numpy().tobytes() + y.numpy().tobytes() for x, y in batches.steps(2, 5))\n"
+        "print(hashlib.sha256(bits).hexdigest())\n"
+    )
+    expected = hashlib.sha256()
+    for x, y in made(stream(photos).final, 0, 2, 5):
+        expected.update(x.contiguous().numpy().tobytes() + y.numpy().tobytes())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", code, photos]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == expected.hexdigest()
+
+
+def test_batches_can_be_pickled(photos):
+    # As they are for worker processes where these cannot be forked.
+    batches = TransformedBatches(stream(photos).final, 6, (16, 18), FULL, 3)
+    assert equal(list(pickle.loads(pickle.dumps(batches)).steps(2, 5)), list(batches.steps(2, 5)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"randaugment": "rand-m9-mstd"},
+        {"randaugment": "rand-m9-foo"},
+        {"randaugment": "v0"},
+        {"randaugment": "rand-m9-p0.1.2"},
+        {"repeats": 0},
+        {"repeats": 2.5},
+    ],
+)
+def test_wrong_augmentations_are_refused_in_one_line(wrong):
+    with pytest.raises(UserError) as caught:
+        Augmentation(**wrong)
+    assert f"augmentation {next(iter(wrong))} is" in one_line(caught)
+
+
+# --- streamed and in memory -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_images_evaluate_to_the_same_bits(photos, workers):
+    memory, streamed = open_data(photos, size=SIZE), stream(photos, workers=workers)
+    assert (streamed.classes, streamed.notes, streamed.median_side) == (
+        memory.classes,
+        memory.notes,
+        memory.median_side,
+    )
+    for name in ("fit", "search", "final", "test"):
+        ours, theirs = getattr(streamed, name), getattr(memory, name)
+        assert ours.streamed
+        assert not theirs.streamed
+        assert torch.equal(ours.indices, theirs.indices)
+        assert ours.stored_size == theirs.stored_size == SIZE
+        expected = list(eval_batches(theirs, 4, (16, 18)))
+        batches = eval_batches(ours, 4, (16, 18), workers=workers)
+        assert len(batches) == len(expected)
+        assert equal(list(batches), expected)
+        assert equal(list(batches.at([1, 0])), [expected[1], expected[0]])
+        everything = torch.arange(len(ours)).flip(0)
+        assert equal([ours.take(everything)], [theirs.take(everything)])
+    with pytest.raises(UserError, match="stored at 20×24 px"):
+        eval_batches(streamed.test, 4, (21, 16))
+    centre = made(streamed.fit, augmentation=None)
+    assert equal(centre, made(memory.fit, augmentation=None))
+
+
+def test_many_images_are_streamed_unless_told_otherwise(photos, monkeypatch):
+    assert not open_data(photos, size=SIZE).fit.streamed
+    monkeypatch.setattr(data_module, "IN_MEMORY", 1000)
+    data = open_data(photos, size=SIZE)
+    assert data.fit.streamed
+    assert data.notes[0].startswith("the images would take 0.0 GB in memory")
+    assert not open_data(photos, size=SIZE, stream=False).fit.streamed
+
+
+def test_fingerprints_of_streams_are_of_names_and_sizes(photos, tmp_path):
+    data = stream(photos)
+    other = copied(photos, tmp_path)
+    for file in other.rglob("*.jpg"):
+        os.utime(file, (1, 1))
+    again = stream(other)
+    assert (again.fingerprint, again.split_fingerprint) == (data.fingerprint, data.split_fingerprint)
+    assert stream(other, seed=1).fingerprint == data.fingerprint
+    assert stream(other, seed=1).split_fingerprint != data.split_fingerprint
+    (other / "train" / "cat" / "001.jpg").rename(other / "train" / "cat" / "001.jpeg")
+    assert stream(other).fingerprint != data.fingerprint
+    photo(77).save(other / "train" / "cat" / "001.jpg", quality=95)
+    (other / "train" / "cat" / "001.jpeg").unlink()
+    assert stream(other).fingerprint != data.fingerprint
+
+
+def test_strings_are_as_they_were():
+    words = ["", "a/b.jpg", "größe/ü.png", os.fsdecode(b"\xff\xfe"), "x" * 300]
+    strings = pickle.loads(pickle.dumps(Strings(words)))
+    assert [strings[i] for i in range(len(strings))] == words
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoiled(photos, tmp_path) -> Path:
+    root = copied(photos, tmp_path)
+    for name in ("train/cat/003.jpg", "val/dog/001.jpg"):
+        raw = (root / name).read_bytes()
+        (root / name).write_bytes(raw[: len(raw) // 2])
+    (root / "train" / "dog" / "notes.txt").write_text("not an image")
+    (root / "train" / "emu" / "zero.jpg").write_bytes(b"")
+    (root / "train" / "emu" / "zzz.jpg").symlink_to(root / "gone.jpg")
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_refused_before_a_stream_begins(spoiled, workers):
+    seen = []
+    with pytest.raises(UserError) as memory:
+        open_data(spoiled, size=SIZE)
+    with pytest.raises(UserError) as streamed:
+        stream(spoiled, workers=workers, progress=lambda *p: seen.append(p))
+    assert one_line(streamed) == one_line(memory)
+    assert "5 of 36 files cannot be read as images: train/cat/003.jpg (truncated), " in one_line(streamed)
+    assert seen[-1] == (36, 36)
+    with pytest.raises(UserError, match=r"2 of 36 .* train/emu/zero.jpg \(empty file\), train/emu/zzz.jpg \(missing\)"):
+        stream(spoiled, check=False)
+
+
+def test_skipped_images_are_replaced_in_training_and_left_out_of_evaluation(spoiled):
+    results = []
+    for workers in (0, 2):
+        data = stream(spoiled, bad_images="skip")
+        assert data.notes[0] == "2 images skipped: train/emu/zero.jpg (empty file), train/emu/zzz.jpg (missing)"
+        assert data.late_note() is None
+        results.append(made(data.final, workers, last=12, augmentation=Augmentation()))
+        assert data.late_note() == (
+            "2 images skipped: train/cat/003.jpg (truncated), train/dog/notes.txt (not an image)"
+        )
+    assert equal(*results)
+    images, labels = data.final.take(torch.arange(len(data.final)))
+    cat = data.final.indices.tolist().index(3)
+    assert equal([(images[cat], labels[cat])], [(images[cat + 1], labels[cat + 1])])
+    for workers in (0, 2):
+        data = stream(spoiled, bad_images="skip")
+        batches = list(eval_batches(data.test, 1, (16, 18), workers=workers))
+        assert torch.cat([y for _, y in batches]).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+        assert data.late_note() == "1 image skipped: val/dog/001.jpg (truncated)"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_that_is_met_in_the_work_ends_it_in_one_line(photos, tmp_path, workers):
+    root = copied(photos, tmp_path)
+    data = stream(root)
+    for file in root.rglob("00[1-9].jpg"):
+        file.write_bytes(file.read_bytes()[:200])
+    for use in (lambda: made(data.final, workers), lambda: list(eval_batches(data.test, 4, (16, 18), workers=workers))):
+        with pytest.raises(WorkError) as caught:
+            use()
+        assert "00" in one_line(caught)
+        assert ".jpg cannot be read as an image (truncated); put a readable one there" in one_line(caught)
+    skipping = stream(root, bad_images="skip")
+    for file in root.rglob("*.*"):
+        file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(WorkError, match="24 images in a row cannot be read, from train/"):
+        made(skipping.final, workers)
+
+
+@pytest.mark.parametrize("policy", ["refuse", "skip"])
+def test_a_folder_that_vanishes_ends_the_work_in_one_line(photos, tmp_path, policy):
+    root = copied(photos, tmp_path)
+    data = stream(root, bad_images=policy)
+    (root / "train" / "cat").rename(tmp_path / "cat")
+    with pytest.raises(WorkError) as caught:
+        made(data.final, 2)
+    assert "was there when the work began and cannot be read now (No such file or directory)" in one_line(caught)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(WorkError) as caught:
+        made(data.final, 2)
+    assert one_line(caught) == (
+        f"{root}: the images were there when the work began and are gone; put it back and run the same command to "
+        "continue"
+    )
+    (tmp_path / "elsewhere").rename(root)
+    (tmp_path / "cat").rename(root / "train" / "cat")
+    assert equal(made(data.final, 2), made(stream(photos).final))
+
+
+def test_a_dead_worker_is_told_in_one_line(photos):
+    handler = signal.getsignal(signal.SIGCHLD)
+    steps = train_batches(stream(photos).final, 6, (16, 18), FULL, 3, workers=2).steps(0, 10_000)
+    next(steps)
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(WorkError) as caught:
+        list(steps)  # torch looks every five seconds
+    assert one_line(caught).startswith("a process that prepares images died (")
+
+
+def test_a_failing_transform_names_the_image(photos, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(transformed, "transform", lambda *_: fail)
+    for workers in (0, 1):
+        with pytest.raises(WorkError) as caught:
+            made(stream(photos).final, workers)
+        assert one_line(caught).startswith("train/")
+        assert one_line(caught).endswith(".jpg cannot be augmented: first line")
+
+
+# --- other sources --------------------------------------------------------------------------------
+
+
+def shards(folder: Path, photos: Path, each: int = 10) -> Path:
+    """The photographs of train/ and val/ as tar shards in WebDataset's layout."""
+    folder.mkdir()
+    info = {}
+    for split, part in (("train", "train"), ("validation", "val")):
+        files = [(label, p) for label, name in enumerate(CLASSES) for p in sorted((photos / part / name).iterdir())]
+        names = []
+        for first in range(0, len(files), each):
+            names.append(f"photos-{split}-{first // each:02}.tar")
+            with tarfile.open(folder / names[-1], "w") as tar:
+                for label, path in files[first : first + each]:
+                    for suffix, raw in (("cls", str(label).encode()), (path.suffix[1:], path.read_bytes())):
+                        member = tarfile.TarInfo(f"./{path.parent.name}/{path.stem}.{suffix}")
+                        member.size = len(raw)
+                        tar.addfile(member, io.BytesIO(raw))
+        info[split] = {"name": split, "filenames": names, "num_samples": len(files), "shard_lengths": []}
+    (folder / "_info.json").write_text(json.dumps({"splits": info}))
+    return folder
+
+
+def test_shards_are_read_at_random_and_hold_what_the_folder_does(photos, tmp_path):
+    source = f"wds/{shards(tmp_path / 'shards', photos)}"
+    for streamed in (False, True):
+        data, folder = open_data(source, size=SIZE, stream=streamed), stream(photos)
+        assert data.fit.streamed == streamed
+        assert data.classes == ("0", "1", "2")
+        assert torch.equal(data.fit.indices, folder.fit.indices)
+        for name in ("fit", "test"):
+            ours, theirs = getattr(data, name), getattr(folder, name)
+            assert equal(list(eval_batches(ours, 4, (16, 18))), list(eval_batches(theirs, 4, (16, 18))))
+    expected = made(folder.final, 0, 2, 9)
+    assert equal(made(data.final, 0, 2, 9), expected)
+    assert equal(made(data.final, 3, 2, 9), expected)
+
+
+def test_damaged_shards_are_refused_in_one_line(photos, tmp_path):
+    folder = shards(tmp_path / "shards", photos)
+    source, info = f"wds/{folder}", (folder / "_info.json").read_bytes()
+    shard = folder / "photos-train-01.tar"
+    whole = shard.read_bytes()
+
+    def refusal(**options) -> str:
+        with pytest.raises(UserError) as caught:
+            open_data(source, size=SIZE, **options)
+        return one_line(caught)
+
+    (folder / "_info.json").write_bytes(info.replace(b'"num_samples": 24', b'"num_samples": 25'))
+    assert f"the shards of train hold 24 images, not 25 as {folder} says" in refusal()
+    (folder / "_info.json").write_bytes(b"{}")
+    assert "_info.json: names no splits" in refusal()
+    (folder / "_info.json").write_bytes(info)
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert "photos-train-01.tar" in refusal()
+    shard.unlink()
+    assert refusal() == f"{shard}: this shard is missing"
+    with tarfile.open(fileobj=io.BytesIO(whole)) as source_tar, tarfile.open(shard, "w") as tar:
+        for member in source_tar:
+            raw = source_tar.extractfile(member)
+            member.name = member.name.replace("dog/003.cls", "dog/003.txt")
+            tar.addfile(member, raw)
+    for streamed in (False, True):
+        assert "1 of 33 files cannot be read as images: photos-train-01.tar: ./dog/003 (no label)" in refusal(
+            stream=streamed
+        )
+        assert open_data(source, size=SIZE, bad_images="skip", stream=streamed).notes[0].startswith("1 image skipped")
+
+
+class MapSet(torch.utils.data.Dataset):
+    classes = ("red", "green")
+
+    def __init__(self, count: int, seed: int):
+        self.items = [(photo(seed + i).resize((30, 30)), i % 2) for i in range(count)]
+        self.targets = torch.tensor([label for _, label in self.items])
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+class StreamSet(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 20
+
+    def __iter__(self):
+        return iter([(photo(i), i % 2) for i in range(20)])
+
+
+def test_data_sets_of_timm_are_streamed_where_they_have_random_access(monkeypatch):
+    import timm.data
+
+    def create(name, split, **_):
+        if split not in ("train", "test"):
+            raise ValueError(f'Unknown split "{split}"')
+        return MapSet(20, 0) if split == "train" else MapSet(6, 100)
+
+    monkeypatch.setattr(timm.data, "create_dataset", create)
+    memory, streamed = open_data("torch/colours", size=SIZE), stream("torch/colours")
+    for name in ("fit", "search", "test"):
+        ours, theirs = getattr(streamed, name), getattr(memory, name)
+        assert torch.equal(ours.indices, theirs.indices)
+        assert equal(list(eval_batches(ours, 4, (16, 18))), list(eval_batches(theirs, 4, (16, 18))))
+    assert equal(made(streamed.final, 2), made(copy.copy(streamed.final)))
+    monkeypatch.setattr(timm.data, "create_dataset", lambda *_, **__: StreamSet())
+    for source, why in (
+        ("tfds/birds", "tfds/ reads images in one order only"),
+        ("wds/https://example.org/birds", "its shards are on the web: download them into a folder and give wds/FOLDER"),
+    ):
+        with pytest.raises(UserError) as caught:
+            stream(source)
+        assert one_line(caught) == f"{source}: cannot be streamed: {why}"
+
+
+def test_embedded_images_can_be_streamed():
+    memory, streamed = open_data("embedded", size=(28, 28)), stream("embedded", size=(28, 28))
+    assert torch.equal(streamed.search.indices, memory.search.indices)
+    rows = torch.arange(0, 600, 50)
+    assert equal([streamed.search.take(rows)], [memory.search.take(rows)])
