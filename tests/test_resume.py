@@ -31,7 +31,7 @@ from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import Budget, DesignSettings, ProfileSettings
 from pocketformer.runs import Run, repeated_units
-from pocketformer.training import checkpoint, engine
+from pocketformer.training import checkpoint, log
 from pocketformer.training.recipe import Recipe
 
 SEED = int(os.environ.get("RESUME_TEST_SEED", "0"))  # of the moments at which runs are killed
@@ -364,7 +364,7 @@ def test_an_interrupted_event_writer_is_not_waited_for(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     def train() -> None:
-        with engine._tensorboard(tmp_path, 0) as board, monkeypatch.context() as patch:
+        with log._tensorboard(tmp_path, 0) as board, monkeypatch.context() as patch:
             # Ctrl-C between an event's way into the writer's queue and the word to the writer's thread.
             queue = board.file_writer.event_writer._async_writer._byte_queue
             board.flush()

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import io
 import pickle
 
 import pytest
@@ -106,14 +105,6 @@ def swap_with_average(model):
     return model
 
 
-def saved_whole(model):
-    """What `weights_only` is there to refuse; these bytes are our own."""
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def in_inference_mode(act):
     def wrapped(model):
         with torch.inference_mode():
@@ -138,7 +129,6 @@ ACTS = {
     "channels last": lambda model: model.to(memory_format=torch.channels_last),
     "copy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "save whole": saved_whole,
     "larger": lambda model: model.set_input_size((36, 28)) or model,
     "there and back": lambda model: model.set_input_size((20, 45)) or model.set_input_size(SIZE) or model,
     "dynamic": lambda model: model.set_dynamic() or model,

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pocketformer import ranks
+
 _LINE_EVERY = 10.0  # seconds between lines when stderr is no terminal
 
 
@@ -96,7 +98,7 @@ class _Bar(Stage):
 @contextmanager
 def stage(name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]:
     """Shows the progress of one stage; `done` units were done by an earlier process."""
-    shown = (_Bar if sys.stderr.isatty() else _Lines)(name, total, done)
+    shown = (Stage if not ranks.first() else _Bar if sys.stderr.isatty() else _Lines)(name, total, done)
     try:
         yield shown
     except BaseException:
@@ -106,5 +108,6 @@ def stage(name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]
 
 
 def say(text: str) -> None:
-    """One line for the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person, on stderr; of several processes, the first's."""
+    if ranks.first():
+        print(text, file=sys.stderr, flush=True)

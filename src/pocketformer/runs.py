@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import yaml
 
-from pocketformer import files
+from pocketformer import files, ranks
 from pocketformer.errors import UserError
 
 _PACKAGES = ("pocketformer", "torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
@@ -30,7 +30,10 @@ def versions() -> dict[str, str]:
 
 def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]) -> None:
     """Raises `UserError` if the folder holds anything but a run of the same command and settings. Writes nothing:
-    a command asks before it reads a single image."""
+    a command asks before it reads a single image. Of several processes the first does: the others might look while
+    it writes."""
+    if not ranks.first():
+        return
     path, settings = Path(path), files.as_json(settings)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder for a run")
@@ -77,7 +80,10 @@ def _locked(folder: Path) -> IO[str]:
 
 
 class Run:
-    """An output folder in use by this process. Opening it again with the same settings resumes it."""
+    """An output folder in use by this job. Opening it again with the same settings resumes it.
+
+    Of the processes of a job, only the first locks and writes.
+    """
 
     def __init__(self, path: str | os.PathLike, command: str, settings: dict[str, Any]):
         """Creates the folder, or takes up an earlier run of the same command and settings.
@@ -86,6 +92,11 @@ class Run:
         before these checks.
         """
         self.path = Path(path)
+        self._lock = None
+        if not ranks.first():
+            ranks.wait()
+            self.ledger = Ledger(None)
+            return
         check_folder(path, command, settings)
         self._lock = _locked(self.path)
         try:
@@ -97,12 +108,15 @@ class Run:
         except BaseException:
             self._lock.close()
             raise
+        ranks.wait()
 
     def _write(self, config: dict) -> None:
         files.write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def record(self, **facts: Any) -> None:
         """Adds facts found while working (fingerprints); a resumed run must find the same ones."""
+        if not ranks.first():
+            return
         config = read_config(self.path)
         for name, value in facts.items():
             value = files.as_json(value)
@@ -116,7 +130,8 @@ class Run:
 
     def close(self) -> None:
         self.ledger.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> "Run":
         return self
@@ -158,14 +173,17 @@ class Ledger:
     """Every unit of work that was really executed, appended as it happens: work done twice after a kill shows as
     a line that stands twice."""
 
-    def __init__(self, path: Path):
-        self._lines = files.Lines(path)
+    def __init__(self, path: Path | None):
+        """None: of a process that does not write."""
+        self._lines = None if path is None else files.Lines(path)
 
     def did(self, stage: str, unit: int | str) -> None:
-        self._lines.write({"stage": stage, "unit": unit})
+        if self._lines is not None:
+            self._lines.write({"stage": stage, "unit": unit})
 
     def close(self) -> None:
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def __enter__(self) -> "Ledger":
         return self

@@ -53,3 +53,13 @@ def _v2(widths: tuple[int, ...], attentions: int, ratios: tuple[str, ...]) -> Ar
             blocks.append(FFN(int(ratio)))
         stages.append(Stage(width, tuple(blocks)))
     return Architecture(tuple(stages))
+
+
+# Stochastic depth in training (V2 Table 5; V1 trains without).
+_DROP_PATH = {"efficientformerv2_s2": 0.02, "efficientformerv2_l": 0.1}
+
+
+def published_drop_path(architecture: Architecture) -> float:
+    """The rate that a published network was trained with, whatever its input size; 0 for any other."""
+    rates = (rate for name, rate in _DROP_PATH.items() if published(name).stages == architecture.stages)
+    return next(rates, 0.0)

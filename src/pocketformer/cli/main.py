@@ -5,6 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pocketformer import ranks
+
+_MANY = ("train", "supernet", "search", "evaluate")  # commands that share their work between processes
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -27,10 +30,14 @@ def _run(arguments: list[str]) -> int:
     # Some versions of typer bring a click of their own: the class is found through one that typer names.
     usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
     command = typer.main.get_command(app)
+    if not ranks.first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (results are the first process's to tell)
     try:
         # Not `app()`, which reports errors in boxes and takes any EOFError for Ctrl-C.
         with command.make_context("pocketformer", arguments) as context:
-            command.invoke(context)
+            _check_ranks(arguments)
+            with ranks.joined():
+                command.invoke(context)
         sys.stdout.flush()
     except UserError as error:
         return _fail(error, 2)
@@ -56,7 +63,16 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _check_ranks(arguments: list[str]) -> None:
+    from pocketformer.errors import UserError
+
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if ranks.count() > 1 and command not in _MANY:
+        raise UserError(f"{command} runs in one process; under torchrun there are {', '.join(_MANY)}")
+
+
 def _fail(message: object, code: int) -> int:
     text = " ".join(str(message).split())
-    print(f"pocketformer: {text}", file=sys.stderr)
+    if ranks.tells():
+        print(f"pocketformer: {text}", file=sys.stderr)
     return code

@@ -123,12 +123,14 @@ MinMes = Annotated[
 Epochs = Annotated[
     float | None,
     typer.Option(
-        metavar="X", callback=above_zero, help="Passes over the training images; fractions count. [default: 30]"
+        metavar="X",
+        callback=above_zero,
+        help="Passes over the training images; fractions count. [default: the recipe's]",
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step. [default: 128]")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step. [default: the recipe's]")]
 DropPath = Annotated[
-    float, typer.Option(metavar="X", min=0, max=0.9, help="Stochastic depth: drop rate of the last block.")
+    float | None, typer.Option(metavar="X", min=0, max=0.9, help="Stochastic depth: drop rate of the last block.")
 ]
 Teacher = Annotated[
     str | None,

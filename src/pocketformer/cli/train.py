@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pocketformer.cli import options
+from pocketformer.cli import options, training
 
 
 def train(
@@ -25,50 +25,93 @@ def train(
             "file of weights: official, timm's or ours.",
         ),
     ] = None,
+    recipe: training.RecipeName = None,
+    set_: training.Set = None,
     teacher: options.Teacher = None,
+    distillation: Annotated[
+        str,
+        typer.Option(
+            metavar="hard|soft",
+            callback=options.one_of(lambda: ("hard", "soft")),
+            help="Learn from the teacher's answers (the papers') or from its probabilities.",
+        ),
+    ] = "hard",
+    teacher_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K[=FOLDER]",
+            help="Go over the augmented images of the first K epochs again and again, and keep the teacher's answers "
+            "to them, in --out or in a folder that other runs may share.",
+        ),
+    ] = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(metavar="X", callback=options.above_zero, help="Peak rate for a batch of 1024. [default: 0.02]"),
+        typer.Option(metavar="X", callback=options.above_zero, help="Peak rate for a batch of 1024."),
     ] = None,
-    drop_path: options.DropPath = 0.0,
+    drop_path: options.DropPath = None,
+    validate: Annotated[
+        bool,
+        typer.Option(
+            "--validate",
+            help="Hold the search split out, score the network on it after each epoch, and keep the best weights.",
+        ),
+    ] = False,
+    device: training.Device = "cpu",
+    precision: training.Precision = "float32",
+    compile: training.Compile = False,
+    accumulate: training.Accumulate = 1,
+    checkpointing: training.Checkpointing = False,
+    deterministic: training.Deterministic = False,
+    keep: Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Checkpoints that are kept.")] = 2,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
     json: options.Json = False,
 ) -> None:
-    """Train or fine-tune one network.
+    """Train or fine-tune one network, also under `torchrun`.
 
     Learns from all images but the test split; accuracy on that one is printed at the end. FOLDER gets
     model.safetensors, architecture.json, config.json, results.json, metrics.jsonl and tensorboard/.
+
+    The recipe is finetune with --init of a trained network or weights; else small-images up to 128 px or from a
+    supernet, and imagenet above.
 
     \b
     Examples:
       pocketformer train --architecture runs/search/architecture.json --init runs/supernet \\
         --data photos --epochs 20 --out runs/final
       pocketformer train --architecture efficientformerv2_s0 --data photos --out runs/s0
+      torchrun --nproc-per-node 8 -m pocketformer train --architecture efficientformerv2_s1 \\
+        --data imagenet --teacher regnety_160 --device cuda --precision bfloat16 --out runs/s1
     """
     from pocketformer.cli.summary import percent
-    from pocketformer.pipelines.trainings import train_network
-    from pocketformer.training.recipe import Recipe
+    from pocketformer.pipelines.trainings import default_recipe, train_network
 
-    recipe = options.changed(
-        Recipe.small_images(drop_path=drop_path),
+    described = training.recipe(
+        recipe or default_recipe(architecture, init),
+        set_,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        drop_path=drop_path,
     )
     result = train_network(
         architecture,
         data,
-        recipe,
+        described,
         out,
         init=init,
         teacher=teacher,
+        distillation=distillation,
+        teacher_cache=teacher_cache,
+        validate=validate,
         seed=seed,
         bad_images=bad_images,
         workers=workers,
+        compute=training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
+        keep=keep,
     )
     if json:
         options.print_json(result)

@@ -33,7 +33,7 @@ from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import eval_batches
-from pocketformer.training.tasks import load_teacher
+from pocketformer.training.teachers import load_teacher
 
 _ATTEMPTS = 4  # networks that are trained until one's exported file holds the budgets
 
@@ -51,7 +51,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         check_table(latency, settings.latency, settings.space, len(data.classes))
         check_measured_here(latency, settings.latency, settings.runtime, settings.profile)
         _objective(settings, latency, CostModel(latency, len(data.classes), settings.teacher is not None))
-    teacher = load_teacher(settings.teacher, len(data.classes)) if settings.teacher else None
+    teacher = load_teacher(settings.teacher, data.classes, settings.space.resolution) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict()) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         chain = Chain(settings, run, data, settings.teacher is not None)
@@ -243,7 +243,7 @@ def _compare(
     compared = []
     for (name, (selection, accuracy, folder)), latency in zip(chosen.items(), latencies, strict=True):
         model = _trained(chain, supernet, final, selection, chain.path / "networks" / folder, name)
-        outcome, test = test_result(model, data)
+        outcome, test = test_result(model, data, 0)
         metrics = f"networks/{folder}/metrics.jsonl"
         compared.append(Compared(name, selection, accuracy, latency["latency"], outcome, test, metrics))
     return compared

@@ -57,7 +57,7 @@ def evaluate_checkpoint(
         )
     _warn_of_trained_images(folder, data)
     if file is None:
-        return {**test_result(model, data)[1], "runtime": "torch"}
+        return {**test_result(model, data, workers)[1], "runtime": "torch"}
     with Sessions(runtime_name) as sessions:
         shape = sessions.load(str(file), file)
         if shape != (1, 3, *model.resolution):

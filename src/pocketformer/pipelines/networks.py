@@ -1,45 +1,64 @@
 """The final training: a found network on fit + search, from the supernet's weights or from scratch."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from pocketformer import ranks
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.models import Network, create_model
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
-from pocketformer.training.batches import TrainBatches, normalisation_of
-from pocketformer.training.data import Data
-from pocketformer.training.engine import Job, planned_steps, train
+from pocketformer.training.answers import Answers, Cache, CachedTeacher, Cycle, digest
+from pocketformer.training.batches import Share, TrainingBatches, normalisation_of, train_batches
+from pocketformer.training.compute import Compute
+from pocketformer.training.data import Data, Split
+from pocketformer.training.engine import Job, Task, planned_steps, train
 from pocketformer.training.evaluation import Outcome, accuracy_interval, evaluate, recalibrate
+from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
+from pocketformer.training.state import freeze
 from pocketformer.training.tasks import DistillationTask, SingleTask
 
 
 @dataclass(frozen=True)
 class FinalTraining:
-    """The training that the shipped network and those it is compared with all get."""
+    """The training that the shipped network and those it is compared with all get.
+
+    With `validate` the search split is held out: the network is scored on it after each epoch, and the weights that
+    did best are the result. `distillation` says what the teacher gives: "hard" answers or "soft" probabilities; with
+    `cache`, the images of its first epochs come again and again, and the teacher's answers to them are kept.
+    """
 
     data: Data
     recipe: Recipe
     seed: int
     ledger: Ledger
     teacher: nn.Module | None = None
+    compute: Compute = field(default_factory=Compute)
+    workers: int = 0
+    validate: bool = False
+    distillation: str = "hard"
+    keep: int = 2
+    cache: Cache | None = None
 
     def inherit(self, supernet: Supernet, selection: Selection) -> Network:
         """The subnet with the supernet's weights; with a teacher it gets a second head, a copy of the first."""
         source = supernet.extract(selection)
-        if self.teacher is None and not self.recipe.drop_path:
+        drop_path = self.recipe.drop_path_of(selection.architecture)
+        if self.teacher is None and not drop_path:
             return source
         model = create_model(
             selection.architecture,
             supernet.num_classes,
             distilled=self.teacher is not None,
-            drop_path=self.recipe.drop_path,
+            drop_path=drop_path,
         )
         state = source.state_dict()
         if self.teacher is not None:
@@ -53,7 +72,7 @@ class FinalTraining:
             architecture,
             len(self.data.classes),
             distilled=self.teacher is not None,
-            drop_path=self.recipe.drop_path,
+            drop_path=self.recipe.drop_path_of(architecture),
             layer_scale=self.recipe.layer_scale,
             **kwargs,
         )
@@ -61,33 +80,81 @@ class FinalTraining:
     def run(self, folder: Path, name: str, model: Network) -> Network:
         """Trains on fit + search, re-calibrates the norms on the same images and saves the folder, if that is not
         done; returns the network of the folder. The test split is not read."""
-        if (folder / "model.safetensors").exists():
+        if ranks.from_first((folder / "model.safetensors").exists()):
             return checkpoint.load_model(folder)[0]
-        model = model.to(memory_format=torch.channels_last)
-        batches = TrainBatches(
-            self.data.final,
+        result = copy.deepcopy(model).to(memory_format=torch.channels_last)  # `model` may be compiled or synchronised
+        split = self.data.fit if self.validate else self.data.final
+        batches = train_batches(
+            split,
             self.recipe.batch_size,
             model.resolution,
             self.recipe.augmentation,
             self.seed,
             normalisation_of(model),
+            Share(ranks.rank(), ranks.count()),
+            self.workers,
         )
-        if self.teacher is None:
-            task = SingleTask(model, self.recipe.label_smoothing)
-        else:
-            task = DistillationTask(model, self.teacher, self.recipe.label_smoothing)
+        mix = Mixing(self.recipe, model.num_classes, self.seed) if self.recipe.mixes else None
+        if self.cache is not None:
+            batches = Cycle(batches, self.cache.epochs)
+            mix = batches.mixing(mix) if mix else None
+        task = self._task(model.to(self.compute.where), split, batches, folder)
         with stage(f"train {name}", planned_steps(batches, self.recipe)) as progress:
-            train(task, batches, self.recipe, Job(folder, f"train {name}", self.ledger, progress), self.seed)
-        recalibrate(model, self.data.final, model.resolution, self.seed)
-        about = {"source": self.data.source, "stored_size": list(self.data.fit.images.shape[-2:])}
-        checkpoint.save_model(folder, model, self.data.classes, about)
-        # Not `model`, whose memory is laid out otherwise: a resumed run gets the folder's, and sums in its order.
+            validate = self._accuracy if self.validate else None
+            job = Job(folder, f"train {name}", self.ledger, progress, self.keep, validate)
+            state = train(task, batches, self.recipe, job, self.seed, self.compute, mix)
+        if ranks.first():
+            best = folder / "best.safetensors"
+            result.load_state_dict(load_file(best) if self.validate else state.averaged.state_dict())
+            freeze(result, self.recipe.freeze)
+            recalibrate(result, split, result.resolution, self.seed)
+            about = {"source": self.data.source, "stored_size": list(self.data.final.stored_size)}
+            checkpoint.save_model(folder, result, self.data.classes, about)
+        ranks.wait()
+        # Not `result`, whose memory is laid out otherwise: a resumed run gets the folder's, and sums in its order.
         return checkpoint.load_model(folder)[0]
 
+    def _task(self, model: Network, split: Split, batches: TrainingBatches, folder: Path) -> Task:
+        if self.teacher is None:
+            return SingleTask(model, self.recipe.label_smoothing)
+        teacher = self.teacher.to(self.compute.where)
+        if isinstance(batches, Cycle):
+            facts = self._facts(model, split, batches)
+            kept = self.cache.folder or folder / "teacher"
+            teacher = CachedTeacher(teacher, Answers(kept, facts, batches, model.num_classes, self.distillation))
+        return DistillationTask(model, teacher, self.recipe.label_smoothing, self.distillation)
 
-def test_result(model: Network, data: Data) -> tuple[Outcome, dict]:
+    def _facts(self, model: Network, split: Split, batches: TrainingBatches) -> dict:
+        """All that the teacher's answers depend on."""
+        return {
+            "teacher": digest(self.teacher),
+            "data": self.data.fingerprint,
+            "split": f"{split.name} of {self.data.split_fingerprint}",
+            "stored_size": split.stored_size,
+            "size": model.resolution,
+            "normalisations": [normalisation_of(model), normalisation_of(self.teacher)],
+            "augmentation": asdict(self.recipe.augmentation),
+            "mixup": self.recipe.mixup,
+            "cutmix": self.recipe.cutmix,
+            "batch_size": batches.batch_size,
+            "processes": ranks.count(),
+            "seed": self.seed,
+            "device": self.compute.device,
+            "precision": self.compute.precision,
+        }
+
+    def _accuracy(self, model: Network) -> float:
+        model.eval()
+        with self.compute.autocast():
+            return evaluate(
+                model, self.data.search, model.resolution, normalisation=normalisation_of(model), workers=self.workers
+            ).accuracy
+
+
+def test_result(model: Network, data: Data, workers: int) -> tuple[Outcome, dict]:
     """Accuracy on the test split, as an outcome and as plain data."""
-    outcome = evaluate(model, data.test, model.resolution, normalisation=normalisation_of(model))
+    normalisation = normalisation_of(model)
+    outcome = evaluate(model, data.test, model.resolution, normalisation=normalisation, workers=workers)
     return outcome, as_result(outcome)
 
 

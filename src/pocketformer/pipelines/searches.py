@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pocketformer import files
+from pocketformer import files, ranks
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError, WorkError
@@ -59,11 +59,13 @@ def search(
             if len(states) == 1:
                 say("note: the largest subnet already holds all budgets: there was nothing to search")
                 states = [replace(states[0], score=evaluate(supernet.space.whole, [supernet.space.whole])[0])]
-        for point in states:
-            point.selection.architecture.save(run.path / "front" / f"step_{point.step:03d}.json")
+        if ranks.first():
+            for point in states:
+                point.selection.architecture.save(run.path / "front" / f"step_{point.step:03d}.json")
         if not goal.met(states[-1].costs):
             raise WorkError(f"the search stopped ({status}) before all budgets held; see {path}")
-        states[-1].selection.architecture.save(run.path / "architecture.json")
+        if ranks.first():
+            states[-1].selection.architecture.save(run.path / "architecture.json")
     return {**_found(states[-1], run.path / "architecture.json"), "status": status}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pocketformer import files
+from pocketformer import files, ranks
 from pocketformer.architecture import Selection
 from pocketformer.errors import UserError
 from pocketformer.pipelines.costs import CostModel
@@ -18,7 +18,7 @@ from pocketformer.search import Evaluator, Move, Objective, joint_search, regrow
 from pocketformer.search.evaluation import PrefixEvaluator
 from pocketformer.search.trajectory import Point, end_line, move_lines, points, start_line, whole_moves
 from pocketformer.supernet import Supernet
-from pocketformer.training.batches import TrainBatches, eval_batches
+from pocketformer.training.batches import eval_batches, train_batches
 from pocketformer.training.data import Data
 from pocketformer.training.memory import keep_freed_memory
 
@@ -39,7 +39,7 @@ class Trajectory:
     progress: Stage | None = None
 
     def __post_init__(self) -> None:
-        lines = whole_moves(files.Lines.read(self.path))
+        lines = ranks.from_first(whole_moves(files.Lines.read(self.path)) if ranks.first() else None)
         settings = {
             "budgets": dict(self.objective.budgets),
             "min_mes": self.objective.min_mes,
@@ -52,14 +52,15 @@ class Trajectory:
         if lines and lines[0] != files.as_json(first):
             raise UserError(f"{self.path} is of another search: its start or objective differs")
         count = len(lines)
-        self._file = files.Lines(self.path, keep=_first(count))
+        self._file = files.Lines(self.path, keep=_first(count)) if ranks.first() else None
         self.lines = lines
         self._replayed = 1
         if not lines:
             self._write(first)
 
     def _write(self, *lines: dict) -> None:
-        self._file.write(*lines)
+        if self._file is not None:
+            self._file.write(*lines)
         self.lines.extend(files.as_json(line) for line in lines)
         self._replayed = len(self.lines)
 
@@ -124,7 +125,8 @@ class Trajectory:
         return f"{move.chosen.action}; accuracy {move.chosen.score.accuracy:.1%} on search; {shares}"
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 @contextmanager
@@ -139,15 +141,16 @@ def evaluator(
     size = supernet.space.resolution
     # About the same memory whatever the image size, but never so few that calibrating dominates.
     batch_size = max(256, min(1024, 1024 * 32 * 32 // (size[0] * size[1])))
-    unlabelled = TrainBatches(data.fit, max(calibration, 1), size, None, seed).batch(0)[0][:calibration]
+    unlabelled = next(train_batches(data.fit, max(calibration, 1), size, None, seed).steps(0, 1))[0][:calibration]
+    all_batches = eval_batches(data.search, batch_size, size)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for images, labels in eval_batches(data.search, batch_size, size):
+        for images, labels in all_batches.at(range(ranks.rank(), len(all_batches), ranks.count())):
             yield torch.cat([unlabelled, images]).contiguous(memory_format=torch.channels_last), labels
 
     found = PrefixEvaluator(supernet.run, batches, len(unlabelled))
     if progress is not None:
-        count = len(eval_batches(data.search, batch_size, size))
+        count = -(-len(all_batches) // ranks.count())
 
         def inside_a_step(executed: int, planned: int) -> None:
             share = executed / (planned * count)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pocketformer import files
+from pocketformer import files, ranks
 from pocketformer.architecture import SearchSpace
 from pocketformer.errors import UserError
 from pocketformer.pipelines.images import open_images
@@ -15,9 +15,11 @@ from pocketformer.runs import Ledger, Run, check_folder
 from pocketformer.supernet import Supernet
 from pocketformer.supernet.sampling import Sandwich
 from pocketformer.training import checkpoint
-from pocketformer.training.batches import TrainBatches
+from pocketformer.training.batches import Share, train_batches
+from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
 from pocketformer.training.engine import Job, planned_steps, train
+from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
 from pocketformer.training.tasks import SandwichTask
 
@@ -32,27 +34,41 @@ def train_supernet(
     *,
     in_place: bool = True,
     about: dict | None = None,
+    compute: Compute | None = None,
+    workers: int = 0,
 ) -> Supernet:
     """Trains by the sandwich rule, or returns the supernet if that is already done. `about` is kept in its
     `config.json` (how the data was opened), so that the folder can be searched alone."""
-    if (folder / "model.safetensors").exists():
+    if ranks.from_first((folder / "model.safetensors").exists()):
         return load_supernet(folder)[0]
     torch.manual_seed(seed)
     supernet = Supernet(
         space,
         len(data.classes),
         distilled=False,
-        drop_path=recipe.drop_path,
+        drop_path=recipe.drop_path_of(space.largest),
         layer_scale=recipe.layer_scale,
-    ).to(memory_format=torch.channels_last)
-    batches = TrainBatches(data.fit, recipe.batch_size, space.resolution, recipe.augmentation, seed)
+    )
+    batches = train_batches(
+        data.fit,
+        recipe.batch_size,
+        space.resolution,
+        recipe.augmentation,
+        seed,
+        share=Share(ranks.rank(), ranks.count()),
+        workers=workers,
+    )
+    compute = compute or Compute()
     task = SandwichTask(supernet, Sandwich(space, seed=seed), recipe.label_smoothing, in_place)
+    mix = Mixing(recipe, len(data.classes), seed) if recipe.mixes else None
     with stage("train the supernet", planned_steps(batches, recipe)) as progress:
-        train(task, batches, recipe, Job(folder, "supernet", ledger, progress), seed)
-    config = {"space": space.to_dict(), "num_classes": len(data.classes), "classes": list(data.classes)}
-    files.write_json(folder / "config.json", {**config, **(about or {})})
-    checkpoint.save_tensors(folder / "model.safetensors", supernet)
-    return supernet.eval()
+        state = train(task, batches, recipe, Job(folder, "supernet", ledger, progress), seed, compute, mix)
+    if ranks.first():
+        config = {"space": space.to_dict(), "num_classes": len(data.classes), "classes": list(data.classes)}
+        files.write_json(folder / "config.json", {**config, **(about or {})})
+        checkpoint.save_tensors(folder / "model.safetensors", state.averaged)
+    ranks.wait()
+    return load_supernet(folder)[0]
 
 
 def load_supernet(folder: str | os.PathLike) -> tuple[Supernet, dict]:
@@ -80,14 +96,28 @@ def supernet_run(
     seed: int,
     bad_images: str,
     workers: int,
+    compute: Compute | None = None,
 ) -> dict:
     """`supernet` on its own: trains in a run's folder, or resumes there. `plain`: no in-place distillation."""
     about = {"data": source, "seed": seed, "bad_images": bad_images}
     settings = {**about, "space": space.to_dict(), "recipe": recipe.to_dict(), "plain": plain}
+    compute = compute or Compute()
+    settings["compute"] = compute.to_dict()
     check_folder(out, "supernet", settings)
-    images = open_images(source, stored_size(space), seed, bad_images, workers)
+    images = open_images(source, stored_size(space), seed, bad_images, workers, as_they_are=bool(recipe.randaugment))
     with Run(out, "supernet", settings) as run:
         run.record(data_fingerprint=images.fingerprint, split_fingerprint=images.split_fingerprint)
-        net = train_supernet(run.path, space, images, recipe, seed, run.ledger, in_place=not plain, about=about)
+        net = train_supernet(
+            run.path,
+            space,
+            images,
+            recipe,
+            seed,
+            run.ledger,
+            in_place=not plain,
+            about=about,
+            compute=compute,
+            workers=workers,
+        )
     numbers = sum(p.numel() for p in net.parameters())
     return {"supernet": str(out), "space": space.name, "shared_parameters": numbers}

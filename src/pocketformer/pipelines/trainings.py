@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pocketformer import files
+from pocketformer import files, ranks
 from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model, weights
@@ -15,8 +15,10 @@ from pocketformer.progress import say
 from pocketformer.runs import Run, check_folder
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
+from pocketformer.training.answers import Cache
+from pocketformer.training.compute import Compute
 from pocketformer.training.recipe import Recipe
-from pocketformer.training.tasks import load_teacher
+from pocketformer.training.teachers import load_teacher
 
 
 def train_network(
@@ -27,11 +29,22 @@ def train_network(
     *,
     init: str | None = None,
     teacher: str | None = None,
+    distillation: str = "hard",
+    teacher_cache: str | None = None,
+    validate: bool = False,
     seed: int = 0,
     bad_images: str = "refuse",
     workers: int = 2,
+    stream: bool | None = None,
+    compute: Compute | None = None,
+    keep: int = 2,
 ) -> dict:
-    """Trains one network on fit + search and evaluates it on test; resumes in the same folder."""
+    """Trains one network on fit + search (with `validate`: on fit, keeping what does best on search) and evaluates it
+    on test; resumes in the same folder."""
+    compute = compute or Compute()
+    if teacher_cache is not None and teacher is None:
+        raise UserError(f"--teacher-cache {teacher_cache}: there is no --teacher whose answers to keep")
+    cache = None if teacher_cache is None else Cache.parse(teacher_cache)
     described = load_architecture(architecture)
     settings = {
         "architecture": described.to_dict(),
@@ -41,21 +54,38 @@ def train_network(
         "teacher": teacher,
         "seed": seed,
         "bad_images": bad_images,
+        "distillation": distillation,
+        "teacher_cache": teacher_cache,
+        "validate": validate,
+        "compute": compute.to_dict(),
     }
     check_folder(out, "train", settings)
-    data = open_images(source, size_to_store(described.design.resolution), seed, bad_images, workers)
-    guide = load_teacher(teacher, len(data.classes)) if teacher else None
+    size = size_to_store(described.design.resolution)
+    data = open_images(source, size, seed, bad_images, workers, stream, bool(recipe.randaugment))
+    guide = load_teacher(teacher, data.classes, described.design.resolution) if teacher else None
     start = _load_init(init, described, len(data.classes)) if init else None
     with Run(out, "train", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
-        final = FinalTraining(data, recipe, seed, run.ledger, guide)
+        final = FinalTraining(
+            data, recipe, seed, run.ledger, guide, compute, workers, validate, distillation, keep, cache
+        )
         model = _initialised(final, described, start, init)
         model = final.run(run.path, "network", model)
-        _, test = test_result(model, data)
+        _, test = test_result(model.to(compute.where), data, workers)
         parameters = sum(p.numel() for p in model.parameters())
         result = {"parameters": parameters, "test": test, "folder": str(run.path)}
-        files.write_json(run.path / "results.json", {"command": "train", "seed": seed, **result})
+        if ranks.first():
+            files.write_json(run.path / "results.json", {"command": "train", "seed": seed, **result})
     return result
+
+
+def default_recipe(architecture: str, init: str | None) -> str:
+    """The recipe that suits: a name of `RECIPES`."""
+    folders = [] if init is None else [Path(init), Path(init) / "supernet"]
+    if init is not None and not any(map(weights.is_supernet, folders)):
+        return "finetune"
+    small = max(load_architecture(architecture).design.resolution) <= 128
+    return "small-images" if small or init is not None else "imagenet"
 
 
 def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Weights:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 
+from pocketformer import ranks
 from pocketformer.architecture import Selection, Step
 from pocketformer.search.joint import Score
 
@@ -24,18 +25,26 @@ def block_executions(current: Selection, candidates: Sequence[Selection]) -> int
 
 
 class _Tally:
+    """What a subnet answered, batch by batch."""
+
     def __init__(self, unscored: int) -> None:
         self.unscored = unscored
-        self.correct, self.loss, self.count = 0, 0.0, 0
+        self.batches: list[tuple[int, float, int]] = []  # images right, sum of losses, images
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         logits = logits[self.unscored :]
-        self.correct += int((logits.argmax(1) == labels).sum())
-        self.loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        self.count += len(labels)
+        correct = int((logits.argmax(1) == labels).sum())
+        self.batches.append((correct, float(F.cross_entropy(logits.double(), labels, reduction="sum")), len(labels)))
 
-    def score(self) -> Score:
-        return Score(self.correct / self.count, self.loss / self.count)
+
+def _scores(tallies: list[_Tally]) -> list[Score]:
+    """Over the batches of all processes, added up in their order: the decisions are those of one process."""
+    batches = ranks.dealt(list(zip(*(tally.batches for tally in tallies), strict=True)))
+    scores = []
+    for answers in zip(*batches, strict=True):
+        correct, loss, count = map(sum, zip(*answers, strict=True))
+        scores.append(Score(correct / count, loss / count))
+    return scores
 
 
 class PrefixEvaluator:
@@ -43,7 +52,8 @@ class PrefixEvaluator:
     starts from the activation at which it departs. Memory is one batch; nothing is computed twice.
 
     `run` executes one step (of a supernet in eval mode); `batches` gives the search split's images anew at each
-    call. The first `unscored` images of each batch have no labels and are not scored (they calibrate the norms).
+    call; of several processes, each gives batches rank, rank + count, ….
+    The first `unscored` images of each batch have no labels and are not scored (they calibrate the norms).
     `executed` counts block executions, one a step and batch. `progress`, if set, is called with the executions of
     this call so far and those that each of its batches takes.
     """
@@ -81,7 +91,7 @@ class PrefixEvaluator:
             own.add(x, labels)
             for i in departing.get(len(current.steps), ()):  # the same network again
                 tallies[i].add(x, labels)
-        return [own.score(), *(t.score() for t in tallies)]
+        return _scores([own, *tallies])
 
 
 class NaiveEvaluator(PrefixEvaluator):
@@ -93,4 +103,4 @@ class NaiveEvaluator(PrefixEvaluator):
         for images, labels in self.batches():
             for tally, candidate in zip(tallies, (current, *candidates), strict=True):
                 tally.add(self._run(images, candidate.steps), labels)
-        return [t.score() for t in tallies]
+        return _scores(tallies)

@@ -38,14 +38,29 @@ class _Sink(io.BufferedWriter):
             raise
 
 
-def save_last(path: Path, state: dict[str, Any]) -> None:
-    with files.whole(path) as temporary, _Sink(io.FileIO(temporary, "wb")) as sink:
-        try:
-            torch.save(state, sink)
-        except RuntimeError:
-            if sink.error is None:
-                raise
-            raise sink.error from None
+def save_last(path: Path, state: dict[str, Any], keep: int = 1) -> None:
+    """Writes `last.ckpt`; those before it become `last.1.ckpt` and so on, `keep` in all.
+
+    At each moment the newest that is there is whole: the names move on only when the new one is written, and between
+    two renames one is missing at most.
+    """
+    with files.whole(path) as temporary:
+        with _Sink(io.FileIO(temporary, "wb")) as sink:
+            try:
+                torch.save(state, sink)
+            except RuntimeError:
+                if sink.error is None:
+                    raise
+                raise sink.error from None
+        names = kept_names(path, keep)
+        for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
+            if newer.exists():
+                newer.replace(older)
+
+
+def kept_names(path: Path, keep: int) -> list[Path]:
+    """`last.ckpt` and the names of those before it, the newest first."""
+    return [path, *(path.with_name(f"{path.stem}.{age}{path.suffix}") for age in range(1, keep))]
 
 
 def load_last(path: Path) -> dict[str, Any]:

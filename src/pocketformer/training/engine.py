@@ -1,95 +1,151 @@
 """One training loop for single networks and supernets: resumable at any step to the same result."""
 
 import math
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from timm.optim import create_optimizer_v2
+from safetensors.torch import save
 from torch import nn
 
-from pocketformer import files
+from pocketformer import files, ranks
 from pocketformer.errors import UserError, WorkError
 from pocketformer.progress import Stage
 from pocketformer.runs import Ledger
 from pocketformer.training import checkpoint
-from pocketformer.training.batches import TrainBatches
+from pocketformer.training.compute import Compute
+from pocketformer.training.log import open_log
 from pocketformer.training.memory import keep_freed_memory
 from pocketformer.training.recipe import Recipe
+from pocketformer.training.state import TrainingState
+
+Backward = Callable[[torch.Tensor], None]
+Figures = dict[str, torch.Tensor]
 
 
 class Task(Protocol):
-    """What one step computes. `backward` runs forward and backward of one batch and returns its figures
-    ("loss" among them); gradients are left on `model`'s parameters."""
+    """What one step computes. `run` calls `backward` with each loss of a batch, one after the other, and returns its
+    figures as detached scalars, "loss" among them. `targets` are labels int64 (B,), or shares (B, classes) where images
+    are mixed."""
 
     model: nn.Module
 
-    def backward(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, float]: ...
+    def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures: ...
+
+
+class Batches(Protocol):
+    """This process's share of every batch; `batch_size` is that of all processes together."""
+
+    batch_size: int
+    steps_per_epoch: int
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+Mix = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where a training lives and what is told about it."""
+    """Where a training lives and what is told about it. `validate` scores a model (0 to 1) on the search split after
+    each epoch; the best weights are then kept in `best.safetensors`."""
 
     folder: Path
     name: str  # of its units in the ledger
     ledger: Ledger
     progress: Stage | None = None
+    keep: int = 2  # checkpoints
+    validate: Callable[[nn.Module], float] | None = None
 
 
-def planned_steps(batches: TrainBatches, recipe: Recipe) -> int:
+def planned_steps(batches: Batches, recipe: Recipe) -> int:
     return recipe.steps(batches.steps_per_epoch)
 
 
-def train(task: Task, batches: TrainBatches, recipe: Recipe, job: Job, seed: int) -> None:
-    """Trains `task.model` in place for the recipe's epochs.
+def train(
+    task: Task,
+    batches: Batches,
+    recipe: Recipe,
+    job: Job,
+    seed: int,
+    compute: Compute | None = None,
+    mix: Mix | None = None,
+) -> TrainingState:
+    """Trains `task.model` in place for the recipe's epochs; `TrainingState.averaged` is the result.
 
-    Each step is a function of the weights, the optimiser's state and (seed, step) alone: batches, subnets and
-    drop path are drawn anew from the step's number. So a run killed anywhere and started again from `last.ckpt`
-    takes the same steps. Raises `WorkError` when the loss is no longer finite.
+    Each step is a function of the weights, the optimiser's state and (seed, step) alone: batches, subnets, mixing and
+    drop path are drawn anew from the step's number. So a run killed anywhere and started again from `last.ckpt` takes
+    the same steps. Raises `WorkError` when the loss is no longer finite.
     """
     keep_freed_memory()
+    compute = compute or Compute()
     steps = planned_steps(batches, recipe)
-    optimiser = create_optimizer_v2(task.model, "adamw", lr=0.0, weight_decay=recipe.weight_decay)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    start = _resume(task.model, optimiser, job.folder / "last.ckpt", steps)
+    if mix is not None and batches.batch_size // ranks.count() % 2:
+        share = batches.batch_size // ranks.count()
+        raise UserError(f"mixup and cutmix need an even number of images a batch and process, not {share}")
+    state = TrainingState(compute.prepare(task.model), recipe, compute, steps)
+    state.resume(job.folder)
+    if compute.compile:
+        task.model.compile()  # in place: the names of the weights stay
     if job.progress:
-        job.progress.update(start)
-    task.model.train()
-    with (
-        files.Lines(job.folder / "metrics.jsonl", keep=lambda line: line["step"] < start) as metrics,
-        _tensorboard(job.folder / "tensorboard", start) as board,
-    ):
-        for step in range(start, steps):
+        job.progress.update(state.step)
+    state.train_mode()
+    start, epochs = state.step, _epoch_ends(batches, steps)
+    with compute.determinism(), open_log(job.folder, job.name, job.ledger, job.progress, start) as log:
+        began = time.monotonic()
+        for step, batch in enumerate(batches.steps(start, steps), start):
             rate = recipe.rate(step, steps, batches.steps_per_epoch, batches.batch_size)
-            figures = _step(task, optimiser, batches, rate, seed, step)
+            figures = _step(task, state, batch, compute, mix, seed)
             if not math.isfinite(figures["loss"]):
-                raise WorkError(f"training {job.name} stopped: the loss of step {step} is {figures['loss']}")
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            job.ledger.did(job.name, step)
-            metrics.write({"step": step, "lr": rate, **figures})
-            for name, value in figures.items():
-                board.add_scalar(name, value, step)
-            if job.progress:
-                job.progress.advance(note=f"loss {figures['loss']:.3f}")
-            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
-                board.flush()
-                state = {"model": task.model.state_dict(), "optimiser": optimiser.state_dict()}
-                checkpoint.save_last(job.folder / "last.ckpt", {**state, "step": step + 1, "steps": steps})
+                raise WorkError(_not_finite(f"loss of step {step} is {figures['loss']}", job, step, batch))
+            state.update(rate)
+            done = step + 1
+            log.step(step, {"lr": rate, **figures}, (done - start) * batches.batch_size / (time.monotonic() - began))
+            validating = job.validate is not None and done in epochs
+            if validating or done % recipe.checkpoint_every == 0 or done == steps:
+                if not state.finite():  # else the next step's loss would tell, after the checkpoint
+                    raise WorkError(_not_finite(f"gradient of step {step} is not finite", job, step, batch))
+                state.average_norms()
+                if validating:
+                    log.epoch(step, _validate(state, job))
+                log.flush()
+                if ranks.first():
+                    state.save(job.folder, job.keep)
+    return state
 
 
 def _step(
-    task: Task, optimiser: torch.optim.Optimizer, batches: TrainBatches, rate: float, seed: int, step: int
+    task: Task,
+    state: TrainingState,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    compute: Compute,
+    mix: Mix | None,
+    seed: int,
 ) -> dict[str, float]:
-    """The gradients of one step, everything random in it drawn from (seed, step)."""
-    torch.manual_seed(hash_seed(seed, step))
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    images, labels = batches.batch(step)
-    return task.backward(images, labels, step)
+    """Leaves the gradients of one step, everything random in it drawn from (seed, step, rank); its figures."""
+    # The rank, so that no two processes drop the same paths.
+    torch.manual_seed(hash_seed(seed + 7919 * ranks.rank(), state.step))
+    images, targets = batch if mix is None else mix(*batch, state.step)
+    images, targets = compute.to_device(images, targets)
+    figures: Figures = {}
+    for part, wanted in zip(images.chunk(compute.accumulate), targets.chunk(compute.accumulate), strict=True):
+        share = len(part) / len(images)
+
+        def backward(loss: torch.Tensor, share: float = share) -> None:
+            with torch.autocast(compute.device, enabled=False):
+                state.scaler.scale(loss.float() * share).backward()
+
+        with compute.autocast():
+            found = task.run(part, wanted, state.step, backward)
+        figures = {name: figures.get(name, 0) + share * value.float() for name, value in found.items()}
+    ranks.average(p.grad for p in task.model.parameters() if p.grad is not None)
+    state.clip()
+    values = torch.stack(list(figures.values()))
+    ranks.average([values])  # each process's are of its share of the batch
+    return dict(zip(figures, values.tolist(), strict=True))
 
 
 def hash_seed(seed: int, step: int) -> int:
@@ -97,29 +153,29 @@ def hash_seed(seed: int, step: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path, steps: int) -> int:
-    if not path.exists():
-        return 0
-    state = checkpoint.load_last(path)
-    if state["steps"] != steps:
-        raise UserError(f"{path} is of a training of {state['steps']} steps, not {steps}")
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["step"]
+def _epoch_ends(batches: Batches, steps: int) -> set[int]:
+    return {*range(batches.steps_per_epoch, steps, batches.steps_per_epoch), steps}
 
 
-@contextmanager
-def _tensorboard(folder: Path, start: int):
-    from torch.utils.tensorboard import SummaryWriter
+def _validate(state: TrainingState, job: Job) -> dict[str, float]:
+    """Accuracies on the search split of the weights as they are and of their average; keeps the best."""
+    found = {"accuracy_search": job.validate(state.model)}
+    if state.ema is not None:
+        found["accuracy_search_ema"] = job.validate(state.averaged)
+    state.train_mode()
+    accuracy = list(found.values())[-1]
+    if state.best is None or accuracy > state.best:
+        state.best = accuracy
+        if ranks.first():
+            checkpoint.save_tensors(job.folder / "best.safetensors", state.averaged)
+    return found
 
-    board = SummaryWriter(str(folder), purge_step=start, flush_secs=30)
-    try:
-        yield board
-    except KeyboardInterrupt:
-        # Not closed: if its queue was interrupted, that would wait for half a minute. What is lost comes after the
-        # last checkpoint, and is done and written again.
-        raise
-    except BaseException:
-        board.close()
-        raise
-    board.close()
+
+def _not_finite(what: str, job: Job, step: int, batch: tuple[torch.Tensor, torch.Tensor]) -> str:
+    """Keeps the batch of all processes; says what happened and where the batch is."""
+    images, labels = (torch.cat(parts) for parts in zip(*ranks.gather(batch), strict=True))
+    path = job.folder / f"step_{step}.safetensors"
+    if ranks.first():
+        with files.whole(path) as temporary:
+            temporary.write_bytes(save({"images": images.contiguous(), "labels": labels}))
+    return f"training {job.name} stopped: the {what}; its images and labels are in {path}"

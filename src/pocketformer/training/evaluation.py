@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pocketformer.training.batches import OURS, Normalisation, TrainBatches, eval_batches, normalisation_of
+from pocketformer import ranks
+from pocketformer.training.batches import OURS, Normalisation, eval_batches, normalisation_of, train_batches
 from pocketformer.training.data import Split
 
 _BATCH = 256
@@ -33,14 +34,26 @@ def evaluate(
     size: tuple[int, int],
     batch_size: int = _BATCH,
     normalisation: Normalisation = OURS,
+    workers: int = 0,
 ) -> Outcome:
-    """Runs every image of the split once. `forward` maps (B, 3, H, W) to logits (B, classes)."""
-    correct, loss = [], 0.0
-    for images, labels in eval_batches(split, batch_size, size, normalisation):
-        logits = forward(images)
+    """Runs every readable image of the split once. `forward` maps (B, 3, H, W) to logits (B, classes).
+
+    The processes of a job deal out the batches and all get the whole outcome, no image counted twice.
+    """
+    batches = eval_batches(split, batch_size, size, normalisation, workers=workers)
+    device = _device_of(forward)
+    correct, losses = [], []
+    for images, labels in batches.at(range(ranks.rank(), len(batches), ranks.count())):
+        logits = forward(images.to(device, non_blocking=True)).cpu()
         correct.append(logits.argmax(1) == labels)
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-    return Outcome(torch.cat(correct), loss / len(split))
+        losses.append(float(F.cross_entropy(logits.double(), labels, reduction="sum")))
+    answers, losses = torch.cat(ranks.dealt(correct)), ranks.dealt(losses)
+    return Outcome(answers, sum(losses) / len(answers))
+
+
+def _device_of(forward: Callable) -> torch.device:
+    weights = forward.parameters() if isinstance(forward, nn.Module) else iter(())
+    return next((weight.device for weight in weights), torch.device("cpu"))
 
 
 def accuracy_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -64,19 +77,22 @@ def paired_difference(a: Outcome, b: Outcome, z: float = 1.96) -> tuple[float, f
 def recalibrate(model: nn.Module, split: Split, size: tuple[int, int], seed: int, images: int = 1024) -> None:
     """Replaces the norms' running statistics by the plain average over `images` random images of a split (fit).
 
-    A subnet's statistics were averaged while the weights still moved; this is what they are now.
+    A subnet's statistics were averaged while the weights still moved; this is what they are now. Norms that do not
+    learn keep theirs.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.weight.requires_grad]
     momenta = [norm.momentum for norm in norms]
+    training = model.training
+    model.eval()  # no paths are dropped
     for norm in norms:
+        norm.train()
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
-    training = model.training
-    model.train()
     # Random rows: folders list their images by class, and a class is no sample of the set.
-    batches = TrainBatches(split, min(_BATCH, images), size, None, seed, normalisation_of(model))
-    for step in range(min(max(1, images // batches.batch_size), batches.steps_per_epoch)):
-        model(batches.batch(step)[0])
+    batches = train_batches(split, min(_BATCH, images), size, None, seed, normalisation_of(model))
+    device = _device_of(model)
+    for found, _ in batches.steps(0, min(max(1, images // batches.batch_size), batches.steps_per_epoch)):
+        model(found.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

@@ -1,16 +1,46 @@
 """How a network is trained, as one frozen value."""
 
+import difflib
 import math
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from pocketformer import files
+from pocketformer.architecture import Architecture
+from pocketformer.architecture.published import published_drop_path
 from pocketformer.errors import UserError
 from pocketformer.training.batches import Augmentation
+
+# What a number may be: name -> test, and the words for it.
+_POSITIVE = (lambda x: 0 < x < math.inf, "above zero")
+_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "at least zero")
+_SHARE = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+_RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"), _POSITIVE),
+    **dict.fromkeys(("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "freeze"), _NOT_NEGATIVE),
+    **dict.fromkeys(("label_smoothing", "drop_path", "ema"), _SHARE),
+    "layer_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "erase": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "repeats": (lambda x: x >= 1, "at least 1"),
+}
+_WHOLE = ("batch_size", "checkpoint_every", "repeats", "freeze")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, cosine per step, linear warm-up (paper Table 5). `learning_rate` is for a batch of 1024 and scales
-    with the batch; epochs may be fractions of a pass."""
+    """AdamW, cosine per step, linear warm-up (V2 Table 5 and Sec. 5.1).
+
+    `batch_size` is that of all processes together. `learning_rate` is for a batch of 1024 and scales with the batch;
+    epochs may be fractions of a pass. `clip` is the factor of adaptive gradient clipping, 0: none (Table 5's "gradient
+    clip 0.01" is that one). `ema` is the decay of the weights' moving average, which is then what is evaluated and
+    saved, 0: none. `drop_path` None: what the paper has for the published network, 0 for others. `repeats`: copies of
+    an image in an epoch (repeated augmentation). `layer_decay` multiplies the rate from one layer to the one below;
+    `freeze` stages, and the stem with the first, do not learn.
+    """
 
     epochs: float = 30
     batch_size: int = 128
@@ -18,22 +48,66 @@ class Recipe:
     min_lr: float = 1e-5
     warmup_epochs: float = 5
     weight_decay: float = 0.025
+    clip: float = 0.0
     label_smoothing: float = 0.1
-    drop_path: float = 0.0
+    drop_path: float | None = 0.0
     layer_scale: float = 1e-5
     flip: bool = True
     crop_scale: tuple[float, float] = (0.35, 1.0)
+    randaugment: str = ""
     erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    repeats: int = 1
+    ema: float = 0.0
+    layer_decay: float = 1.0
+    freeze: int = 0
     checkpoint_every: int = 50  # steps
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
-        for name in ("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"):
-            if not (value := getattr(self, name)) > 0 or not math.isfinite(value):
-                raise UserError(f"recipe: {name} must be positive, not {value}")
-        for name in ("min_lr", "warmup_epochs", "weight_decay", "label_smoothing", "drop_path", "erase"):
-            if not (value := getattr(self, name)) >= 0 or not math.isfinite(value):
-                raise UserError(f"recipe: {name} must not be negative, not {value}")
+        for name, (test, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            if name == "drop_path" and value is None:
+                continue
+            if not _is_number(value):
+                raise UserError(f"recipe: {name} must be a number, not {value!r}")
+            if not test(value):
+                raise UserError(f"recipe: {name} must be {wanted}, not {value}")
+            if name in _WHOLE:
+                if value != int(value):
+                    raise UserError(f"recipe: {name} must be a whole number, not {value}")
+                object.__setattr__(self, name, int(value))
+        if not isinstance(self.flip, bool):
+            raise UserError(f"recipe: flip must be true or false, not {self.flip!r}")
+        low_high = self.crop_scale
+        if not isinstance(low_high, list | tuple) or len(low_high) != 2 or not all(map(_is_number, low_high)):
+            raise UserError(
+                f"recipe: crop_scale must be two shares of the image, smallest and largest, not {low_high!r}"
+            )
+        object.__setattr__(self, "crop_scale", tuple(low_high))
+        if self.mixes and self.batch_size % 2:
+            raise UserError(f"recipe: mixup and cutmix need an even batch_size, not {self.batch_size}")
+        self.augmentation  # noqa: B018 (refuses what it cannot be)
+
+    @classmethod
+    def imagenet(cls, epochs: float = 300, **changes) -> "Recipe":
+        """V2 Table 5, with what the table leaves out from the published code (docs/training.md); the paper's longer
+        schedules are 450 and 1000 epochs."""
+        values = {
+            "epochs": epochs,
+            "batch_size": 1024,
+            "clip": 0.01,
+            "drop_path": None,
+            "crop_scale": (0.08, 1.0),
+            "randaugment": "rand-m9-mstd0.5-inc1",
+            "erase": 0.25,
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "repeats": 3,
+            "ema": 0.99996,
+            "checkpoint_every": 200,
+        }
+        return cls(**{**values, **changes})
 
     @classmethod
     def small_images(cls, **changes) -> "Recipe":
@@ -50,18 +124,94 @@ class Recipe:
         return cls(**{**values, **changes})
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Recipe":
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"recipe: unknown entry {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return cls(**values)
+    def finetune(cls, **changes) -> "Recipe":
+        """From weights that know images already: short, a low rate that falls towards the stem."""
+        values = {
+            "epochs": 20,
+            "learning_rate": 4e-3,
+            "warmup_epochs": 1,
+            "layer_decay": 0.9,
+            "crop_scale": (0.35, 1.0),
+            "erase": 0.1,
+            "checkpoint_every": 50,
+        }
+        return cls(**{**values, **changes})
+
+    @classmethod
+    def named(cls, name: str, **changes) -> "Recipe":
+        """One of `RECIPES`, or a YAML file of one's entries (`base` names the recipe that they change)."""
+        if name in RECIPES:
+            return getattr(cls, RECIPES[name])(**changes)
+        if Path(name).suffix in (".yaml", ".yml"):
+            return replace(cls.load(name), **changes)
+        raise UserError(f"no recipe {name!r}; known: {', '.join(RECIPES)}, or a .yaml file")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Recipe":
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"recipe {path} holds no entries (name: value)")
+        return cls.from_dict(values, str(path))
+
+    def save(self, path: str | os.PathLike) -> None:
+        files.write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_dict(cls, values: dict, where: str = "recipe") -> "Recipe":
+        """The recipe of entries as YAML gives them. Raises `UserError`, in one line that begins with `where`."""
+        values = dict(values)
+        base = values.pop("base", None)
+        if base is not None and base not in RECIPES:
+            raise UserError(f"{where}: base {base!r} is no recipe; known: {', '.join(RECIPES)}")
+        known = [f.name for f in fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            near = difflib.get_close_matches(str(unknown[0]), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown entry {unknown[0]!r}; {hint}")
+        values = {name: _as_number(value) if name in _RANGES else value for name, value in values.items()}
+        try:
+            return cls.named(base, **values) if base else cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('recipe: ')}") from None
 
     def to_dict(self) -> dict:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def with_text(self, settings: list[str]) -> "Recipe":
+        """The recipe with entries given as `NAME=VALUE`, the values in YAML."""
+        changes: dict[str, Any] = {}
+        for text in settings:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise UserError(f"--set {text}: write it as NAME=VALUE")
+            try:
+                changes[name.strip()] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UserError(f"--set {text}: {value!r} is not a value") from None
+        return self.from_dict({**self.to_dict(), **changes}, "--set")
+
     @property
     def augmentation(self) -> Augmentation:
-        return Augmentation(flip=self.flip, scale=self.crop_scale, erase=self.erase)
+        return Augmentation(
+            flip=self.flip,
+            scale=self.crop_scale,
+            erase=self.erase,
+            randaugment=self.randaugment,
+            repeats=self.repeats,
+        )
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    def drop_path_of(self, architecture: Architecture) -> float:
+        """Stochastic depth of a network: what the recipe says, else what Table 5 does."""
+        return published_drop_path(architecture) if self.drop_path is None else self.drop_path
 
     def steps(self, steps_per_epoch: int) -> int:
         return max(1, round(self.epochs * steps_per_epoch))
@@ -75,3 +225,19 @@ class Recipe:
         progress = (step - warmup) / max(1, steps - warmup)
         low = min(self.min_lr, peak)
         return low + (peak - low) * (1 + math.cos(math.pi * progress)) / 2
+
+
+# What the command line calls them -> the class method.
+RECIPES = {"imagenet": "imagenet", "small-images": "small_images", "finetune": "finetune"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_number(value: Any) -> Any:
+    """YAML takes 1e-3, without a point, for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
