@@ -285,7 +285,7 @@ def test_validated_and_killed_it_ships_the_same(tmp_path, data):
             final = FinalTraining(data, recipe, 3, ledger, validate=True)
             for moment in moments:
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(FinalTraining, "_task", lambda self, net, at=moment: Killed(net, at, 0.1))
+                    patch.setattr(FinalTraining, "_task", lambda self, net, *_, at=moment: Killed(net, at, 0.1))
                     with pytest.raises(KeyboardInterrupt):
                         final.run(tmp_path / name, "network", model())
             final.run(tmp_path / name, "network", model())

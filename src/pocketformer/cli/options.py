@@ -137,7 +137,7 @@ Teacher = Annotated[
     typer.Option(
         metavar="NAME[=FILE]",
         help="Hard distillation from this timm model, with its published weights or those of FILE; its head must "
-        "have the data's classes.",
+        "have the data's classes, or ImageNet's 1000 where the data's are named as synsets (n01440764).",
     ),
 ]
 ArchitectureFile = Annotated[

@@ -29,7 +29,9 @@ def supernet(
     bad_images: options.BadImages = "refuse",
     json: options.Json = False,
 ) -> None:
-    """Train the supernet of a space by the sandwich rule, also under `torchrun`.
+    """Train the supernet of a space by the sandwich rule.
+
+    Also under `torchrun`.
 
     FOLDER can then be searched again and again, for other devices and budgets. It gets model.safetensors,
     config.json, metrics.jsonl, tensorboard/ and config.yaml.

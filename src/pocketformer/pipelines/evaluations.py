@@ -7,7 +7,7 @@ import torch
 
 from pocketformer.deploy import SUFFIXES, format_by_name, runtime_of
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.images import open_images, say_unreadable
 from pocketformer.pipelines.networks import as_result, test_result
 from pocketformer.pipelines.trained import is_weights_alone, load_trained
 from pocketformer.progress import say
@@ -57,7 +57,9 @@ def evaluate_checkpoint(
         )
     _warn_of_trained_images(folder, data)
     if file is None:
-        return {**test_result(model, data, workers)[1], "runtime": "torch"}
+        result = test_result(model, data, workers)[1]
+        say_unreadable(data)
+        return {**result, "runtime": "torch"}
     with Sessions(runtime_name) as sessions:
         shape = sessions.load(str(file), file)
         if shape != (1, 3, *model.resolution):

@@ -34,3 +34,9 @@ def open_images(
     for note in data.notes:
         say(f"note: {note}")
     return data
+
+
+def say_unreadable(data: Data) -> None:
+    """Tells of the images that could not be read since they were opened."""
+    if note := data.late_note():
+        say(f"note: {note}")

@@ -8,7 +8,7 @@ import torch
 from pocketformer import files, ranks
 from pocketformer.architecture import SearchSpace
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.images import open_images, say_unreadable
 from pocketformer.pipelines.settings import stored_size
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger, Run, check_folder
@@ -119,5 +119,6 @@ def supernet_run(
             compute=compute,
             workers=workers,
         )
+    say_unreadable(images)
     numbers = sum(p.numel() for p in net.parameters())
     return {"supernet": str(out), "space": space.name, "shared_parameters": numbers}

@@ -7,7 +7,7 @@ from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model, weights
 from pocketformer.models.weights import Weights
-from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.images import open_images, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.pipelines.trained import is_weights_alone, load_architecture, size_to_store
@@ -72,6 +72,7 @@ def train_network(
         model = _initialised(final, described, start, init)
         model = final.run(run.path, "network", model)
         _, test = test_result(model.to(compute.where), data, workers)
+        say_unreadable(data)
         parameters = sum(p.numel() for p in model.parameters())
         result = {"parameters": parameters, "test": test, "folder": str(run.path)}
         if ranks.first():

@@ -45,12 +45,9 @@ class SwitchNorm(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.calibration or self.training:
             return super().forward(x)
-        first = x[: self.calibration]
-        count = first.numel() // first.shape[1]
         mean, variance = x.new_zeros(2, x.shape[1])
-        # Momentum 1 leaves the batch's own statistics, the variance unbiased; `var_mean` takes eight times as long.
-        F.batch_norm(first, mean, variance, training=True, momentum=1.0, eps=self.eps)
-        variance *= (count - 1) / count
+        # Momentum 1 leaves the images' own statistics; `var_mean` takes eight times as long.
+        F.batch_norm(x[: self.calibration], mean, variance, training=True, momentum=1.0, eps=self.eps)
         return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
 
 
