@@ -71,12 +71,11 @@ def training_step(model: torch.nn.Module, x: torch.Tensor, compute: Compute, tas
     state = TrainingState(compute.prepare(model), Recipe(), compute, 1)
     task, y = task_of(model), torch.randint(10, (len(x),), device=x.device)
     state.train_mode()
-    state.set_rate(1e-6)
 
     def step() -> None:
         with compute.autocast():
             loss = task.run(x, y, 0, lambda loss: loss.float().backward())["loss"]
-        state.update()
+        state.update(1e-6)
         float(loss)  # waits for an accelerator
 
     return step
@@ -225,12 +224,11 @@ def one_process(args: argparse.Namespace) -> None:
         model = ours()
         state = TrainingState(compute.prepare(model), Recipe(), compute, 1)
         task, x, y = SingleTask(model), images(args, compute), torch.randint(10, (args.batch,), device=compute.where)
-        state.set_rate(1e-6)
 
         def step() -> None:
             task.run(x, y, 0, lambda loss: loss.backward())
             ranks.average(p.grad for p in model.parameters() if p.grad is not None)
-            state.update()
+            state.update(1e-6)
 
         step()
         took = [timed(step) for _ in range(args.rounds)]
