@@ -10,8 +10,8 @@ def keep_freed_memory() -> bool:
     """Keeps freed memory for the next tensor instead of giving it back; whether that could be arranged.
 
     glibc maps every block above 32 MB anew and unmaps it when it is freed, so that each large activation of each step
-    is zeroed by the kernel page by page: a quarter of S0's training step at 224 px (`benchmarks/training.py`). The process
-    stays as large as it has once been. Linux with glibc only; elsewhere nothing happens.
+    is zeroed by the kernel page by page: a quarter of S0's training step at 224 px (`benchmarks/training.py`). The
+    process stays as large as it has once been. Linux with glibc only; elsewhere nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
