@@ -8,7 +8,8 @@ Both write benchmarks/results/deployed.json as they go, and skip what it holds a
 `right` exports networks with perturbed weights by `pocketformer.export`, whose verification refuses differences
 above 1e-3 of the logits' standard deviation, and notes the largest difference. `fast` writes our fused network
 and timm's model (in evaluation mode, both heads) by the same exporter and times the two files in turn, in pairs;
-each of `--runs` runs loads them anew `SESSIONS` times. The runtime "eager" is PyTorch without any file.
+each of `--runs` runs loads them anew `SESSIONS` times. The runtime "eager" is PyTorch without any file: timm's
+model as it is, and `eager(fuse(model))`.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import timm
 import torch
 
 from paired import paired_sessions, ratio
-from pocketformer import SearchSpace, create_model, fuse
+from pocketformer import SearchSpace, create_model, eager, fuse
 from pocketformer.architecture import NAMES, Architecture
 from pocketformer.deploy import SUFFIXES, export, format_for
 from pocketformer.devices.host import host
@@ -114,12 +115,13 @@ def fast(runtime: str, name: str, args: argparse.Namespace, kept: dict) -> Itera
     if not wanted:
         return
     torch.manual_seed(0)
-    pair = {"ours": fuse(create_model(name)), "timm": timm.create_model(name).eval()}
+    ours = fuse(create_model(name))
+    pair = {"ours": eager(ours) if runtime == "eager" else ours, "timm": timm.create_model(name).eval()}
     with tempfile.TemporaryDirectory() as folder:
         paths = {} if runtime == "eager" else written(pair, runtime, Path(folder))
         for key, (threads, run) in wanted.items():
             if runtime == "eager":
-                sessions = eager(pair, threads, args.rounds, run)
+                sessions = plain(pair, threads, args.rounds, run)
             else:
                 sessions = paired_sessions(paths, runtime, threads, SESSIONS, args.rounds, run)
             middle, low, high = ratio(sessions, "ours", "timm")
@@ -136,7 +138,7 @@ def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def eager(pair: dict, threads: int, rounds: int, seed: int) -> list[dict[str, list[float]]]:
+def plain(pair: dict, threads: int, rounds: int, seed: int) -> list[dict[str, list[float]]]:
     """As `paired_sessions`, without files."""
     x, sessions = torch.randn(1, 3, 224, 224), []
     calls = {side: partial(module, x) for side, module in pair.items()}

@@ -16,7 +16,7 @@ from torch import nn
 
 from perturbed import perturb
 from pocketformer.architecture import Architecture, SearchSpace
-from pocketformer.deploy import export, fuse
+from pocketformer.deploy import eager, export, fuse
 from pocketformer.deploy.channels_last import channels_last
 from pocketformer.deploy.efficientformerv2 import FusedFFN, Upsampling
 from pocketformer.deploy.formats import SUFFIXES, format_of
@@ -65,13 +65,22 @@ def architectures():
         yield pytest.param(Architecture.named(name).with_design(resolution=(96, 64)), id=name)
 
 
+@pytest.mark.parametrize("rewritten", [channels_last, eager])
 @pytest.mark.parametrize("architecture", architectures())
-def test_rewritten_for_channels_last_is_the_same_function(architecture):
+def test_rewritten_for_channels_last_is_the_same_function(architecture, rewritten):
     fused = fuse(perturb(create_model(architecture)).double())
+    kinds = [type(module) for module in fused.modules()]
     x = torch.randn(2, 3, *architecture.design.resolution, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(channels_last(fused)(x), fused(x), rtol=1e-9, atol=1e-9)
-    assert not any(type(module).__module__.endswith("channels_last") for module in fused.modules())
+        torch.testing.assert_close(rewritten(fused)(x), fused(x), rtol=1e-9, atol=1e-9)
+    assert [type(module) for module in fused.modules()] == kinds
+    assert all(p.is_contiguous() for p in fused.state_dict().values())
+
+
+def test_the_form_for_pytorch_itself_leaves_other_networks_alone():
+    """Peers are timed as they are."""
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 3))
+    assert all(type(part) is torch.nn.Conv2d and part.weight.is_contiguous() for part in eager(plain))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])

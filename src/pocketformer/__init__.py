@@ -14,6 +14,7 @@ _HOME = {
     "UserError": "errors",
     "WorkError": "errors",
     "create_model": "models",
+    "eager": "deploy",
     "export": "deploy",
     "fuse": "deploy",
     "load_checkpoint": "models",

@@ -1,6 +1,7 @@
 """From a trained network to a file that a device runs: fusing, exporting, verifying."""
 
 from pocketformer.deploy import efficientformer, efficientformerv2  # noqa: F401  (they register their blocks)
+from pocketformer.deploy.eager import eager
 from pocketformer.deploy.exporter import ExportReport, export, exporter_of
 from pocketformer.deploy.formats import (
     FORMATS,
@@ -20,6 +21,7 @@ __all__ = [
     "FusedHead",
     "FusedNetwork",
     "check_name",
+    "eager",
     "export",
     "exporter_of",
     "format_by_name",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pocketformer.deploy.eager import eager
 from pocketformer.deploy.quiet import converting
 
 NAME, COMPANION = "torch", None
@@ -37,11 +38,11 @@ def write(
 
 
 def exported(module: nn.Module, example: torch.Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
-    """The graph of a module, for inputs of the example's shape or any number of them."""
+    """The graph of a module as PyTorch runs it fastest, for inputs of the example's shape or any number of them."""
     shapes = None
     if dynamic_batch:  # with one example, torch.export would take the batch for a constant
         example, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch")},)
-    return torch.export.export(module, (example,), dynamic_shapes=shapes)
+    return torch.export.export(eager(module), (example,), dynamic_shapes=shapes)
 
 
 class _Lower(nn.Module):
