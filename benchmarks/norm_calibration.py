@@ -19,7 +19,7 @@ import numpy as np
 from pocketformer.architecture import Selection
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import recalibrated_score
-from pocketformer.pipelines.searching import evaluator
+from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.settings import stored_size
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.runs import versions

@@ -22,7 +22,8 @@ from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, t
 from pocketformer.pipelines.profiling import profile_space, time_networks
 from pocketformer.pipelines.refusals import check_measured_here, check_table, refuse_small_budgets, refuse_unreachable
 from pocketformer.pipelines.results import Compared
-from pocketformer.pipelines.searching import Trajectory, evaluator
+from pocketformer.pipelines.scoring import evaluator
+from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import DesignSettings, stored_size
 from pocketformer.pipelines.shipping import Candidate, Measured, search_and_measure
 from pocketformer.pipelines.supernets import train_supernet

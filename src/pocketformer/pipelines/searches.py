@@ -10,7 +10,8 @@ from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel, objective
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.refusals import amount, check_table, refuse_unreachable
-from pocketformer.pipelines.searching import Trajectory, evaluator
+from pocketformer.pipelines.scoring import evaluator
+from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.progress import say, stage
