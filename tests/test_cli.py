@@ -26,6 +26,7 @@ from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.cli.main import main
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.models import create_model, load_checkpoint
+from pocketformer.search import Score
 from pocketformer.training.checkpoint import load_model, save_model, save_tensors
 from pocketformer.training.data import open_data
 
@@ -173,7 +174,9 @@ def test_overview_imports_nothing_heavy():
 
 DESIGN = ["design", "--data", "{data}", "--space", "{space}", "--out", "{new}"]
 BUDGET = [*DESIGN, "--max-parameters", "50%"]
-SEARCH = ["search", "--supernet", "{supernet}", "--latency", "{table}", "--out", "{new}"]
+SEARCH_ON = ["search", "--supernet", "{supernet}", "--out", "{new}", "--latency"]
+SEARCH = [*SEARCH_ON, "{table}"]
+SEARCH_HALF = [*SEARCH, "--max-latency", "50%"]
 TRAIN = ["train", "--architecture", "{small}", "--data", "{data}", "--epochs", "1", "--out", "{new}"]
 EVALUATE = ["evaluate", "--checkpoint", "{network}", "--data", "{data}"]
 EXPORT = ["export", "--checkpoint", "{network}", "--data", "{data}", "--out", "{new}.onnx"]
@@ -244,12 +247,44 @@ MISTAKES = {
     # latency tables
     "table missing": ([*BUDGET, "--latency", "none.json"], "none.json", "not found"),
     "table of other classes": ([*BUDGET, "--latency", "{ten_classes}"], "10", "3"),
-    "table of another space": ([*SEARCH, "--latency", "{other_space}", "--max-latency", "50%"], "pocket28", "tiny"),
+    "table of another space": ([*SEARCH_ON, "{other_space}", "--max-latency", "50%"], "pocket28", "tiny"),
     "negative time": ([*BUDGET, "--latency", "{negative}"], "negative"),
     "missing time": ([*BUDGET, "--latency", "{no_time}"], "latency"),
     "missing entries": ([*BUDGET, "--latency", "{no_entries}"], "entries"),
-    "table is no JSON": ([*SEARCH, "--latency", "{space}", "--max-latency", "50%"], "not valid JSON"),
+    "table is no JSON": ([*SEARCH_ON, "{space}", "--max-latency", "50%"], "not valid JSON"),
     "table is other JSON": ([*BUDGET, "--latency", "{small}"], "not a latency table"),
+    # metrics
+    "two nameless tables": ([*SEARCH_HALF, "--latency", "{table}"], "--latency phone=FILE"),
+    "a nameless table": ([*SEARCH_HALF, "--latency", "phone={table}"], "--latency phone=FILE"),
+    "two tables of a name": ([*SEARCH_ON, "a={table}", "--latency", "a={table}", "--max-latency", "9"], "two", "a"),
+    "named table of another space": ([*SEARCH_ON, "a={other_space}", "--max-latency", "9"], "pocket28", "tiny"),
+    "named table missing": ([*SEARCH_ON, "phone=none.json", "--max-latency", "9"], "none.json", "not found"),
+    "budget of no device": ([*SEARCH_ON, "a={table}", "--max-latency", "b=9"], "latency:b", "latency:a"),
+    "two budgets of a device": ([*SEARCH, "--max-latency", "9", "--max-latency", "8"], "--max-latency", "twice"),
+    "alpha of nothing": ([*SEARCH_HALF, "--alpha", "weight=1"], "weight", "energy"),
+    "alpha of no device": ([*SEARCH_HALF, "--alpha", "latency:phone=1"], "latency:phone", "known: size, latency"),
+    "alpha without value": ([*SEARCH_HALF, "--alpha", "latency"], "--alpha latency", "METRIC=X"),
+    "alpha in words": ([*SEARCH_HALF, "--alpha", "latency=much"], "--alpha latency=much", "METRIC=X"),
+    "negative alpha": ([*SEARCH_HALF, "--alpha", "size=-0.5"], "--alpha size=-0.5", "zero or above"),
+    "alpha nan": ([*SEARCH_HALF, "--alpha", "size=nan"], "zero or above"),
+    "alpha twice": ([*SEARCH_HALF, "--alpha", "size=1", "--alpha", "size=2"], "size twice"),
+    "all alphas zero": ([*SEARCH_HALF, "--alpha", "size=0", "--alpha", "latency=0"], "exponent is zero"),
+    "alpha of energy in design": ([*BUDGET, "--alpha", "energy=1"], "energy", "memory"),
+    "unknown form": ([*SEARCH_HALF, "--form", "log"], "log", "budget, paper"),
+    "macs": ([*SEARCH, "--max-macs", "3MB"], "--max-macs", "0.4G"),
+    "energy of nothing": ([*SEARCH, "--max-energy", "2mJ"], "'energy'", "macs"),
+    "energy in ms": ([*SEARCH_HALF, "--energy", "2W", "--max-energy", "2ms"], "--max-energy", "500uJ"),
+    "no power": ([*SEARCH_HALF, "--energy", "0W"], "--energy 0W", "above zero"),
+    "power of no device": ([*SEARCH_HALF, "--energy", "phone=2W"], "--energy 2W"),
+    "power of which device": (
+        [*SEARCH_ON, "a={table}", "--latency", "b={table}", "--max-latency", "9", "--energy", "2W"], "a=…, b=…"),
+    "energy table with a device": ([*SEARCH_HALF, "--energy", "phone=x.json"], "phone=2.5W"),
+    "energy table missing": ([*SEARCH_HALF, "--energy", "none.json"], "none.json", "not found"),
+    "latency as energy": ([*SEARCH_HALF, "--energy", "{table}"], "not an energy table"),
+    "energy table lacks blocks": ([*SEARCH_HALF, "--energy", "{little_energy}"], "lacks", "tiny", "stem"),
+    "energy is no number": ([*SEARCH_HALF, "--energy", "{bad_energy}"], "'stem'", "mJ"),
+    "no beam": ([*SEARCH_HALF, "--beam", "0"], "--beam"),
+    "regrow with a beam": ([*SEARCH_HALF, "--beam", "2", "--regrow"], "--regrow", "--beam"),
     # checkpoints
     "checkpoint missing": (["evaluate", "--checkpoint", "nowhere", "--data", "{data}"], "nowhere"),
     "no trained run": (["evaluate", "--checkpoint", "{data}", "--data", "{data}"], "config.json"),
@@ -311,6 +346,10 @@ def faults(shop) -> dict[str, Path]:
     found["negative"] = write_table(root / "neg.json", space, 3, entries={**entries, first: {"latency": -1.0}})
     found["no_time"] = write_table(root / "time.json", space, 3, entries={**entries, first: {"spread": 1.0}})
     found["no_entries"] = write_table(root / "none.json", space, 3, entries={})
+
+    for name, energies in (("little_energy", {"head": 0.5}), ("bad_energy", {"stem": -1})):
+        found[name] = root / f"{name}.json"
+        found[name].write_text(json.dumps({"format": "pocketformer.energy-table/1", "entries": energies}))
 
     for name, source, file, content in (
         ("damaged", "network", "model.safetensors", bytes(range(256)) * 20),
@@ -436,6 +475,67 @@ def test_json_is_one_object_and_agrees_with_the_files(cli, shop, faults, tmp_pat
     assert timed["networks"][0]["median_ms"] > 0
     page = cli("report", tmp_path / "final", "--out", tmp_path / "page.html", "--json").json()
     assert Path(page["page"]).is_file()
+
+
+def test_a_search_by_many_metrics(cli, shop, tmp_path):
+    """Two devices, energy and multiply-adds, with a beam, raced; each metric is told with its unit, and picked by."""
+    out = tmp_path / "search"
+    search = ["search", "--supernet", shop.supernet, "--out", out, "--beam", "2", "--race", "--form", "paper"]
+    search += ["--latency", f"phone={shop.table}", "--latency", f"laptop={shop.table}", "--energy", "laptop=2.5W"]
+    search += ["--max-latency", "80%", "--max-latency", "phone=70%", "--max-macs", "75%", "--max-energy", "78%"]
+    search += ["--alpha", "size=0.25", "--alpha", "latency:phone=1", "--alpha", "memory=0.1"]
+    found = cli(*search, "--json").json()
+    units = {"size": "parameters", "latency:phone": "ms", "latency:laptop": "ms", "macs": "MACs", "memory": "bytes"}
+    assert {name: cost["unit"] for name, cost in found["costs"].items()} == {**units, "energy": "mJ"}
+    values = {name: cost["value"] for name, cost in found["costs"].items()}
+    start = json.loads((out / "search.jsonl").read_text().splitlines()[0])
+    assert all(values[name] <= budget for name, budget in start["budgets"].items())
+    assert start["budgets"]["latency:phone"] == pytest.approx(0.7 / 0.8 * start["budgets"]["latency:laptop"])
+    assert start["exponents"] == {
+        "size": 0.25, "latency:phone": 1, "latency:laptop": 0.5, "macs": 0.5, "memory": 0.1, "energy": 0.5,
+    }  # fmt: skip
+    assert (start["form"], start["walk"]) == ("paper", {"beam": 2})
+    assert values["energy"] == pytest.approx(2.5 * values["latency:laptop"])
+    assert values["macs"] == Architecture.load(out / "architecture.json").macs(num_classes=3, distilled=False)
+    told = cli(*search).out
+    assert all(word in told for word in (" parameters", " ms on phone", " ms on laptop", " M MACs", " MB", " mJ"))
+    for metric, budget in (("energy", "78%"), ("macs", "75%"), ("latency", "phone=70%"), ("latency", "80%")):
+        picked = cli("search", "--pick", out, f"--max-{metric}", budget, "--json").json()
+        assert Path(picked["file"]).exists()
+    assert "Energy" in Path(cli("report", out, "--json").json()["page"]).read_text()
+
+
+def test_searches_that_end_badly(cli, shop, faults, tmp_path, monkeypatch):
+    """One line and exit code 1, the trajectory kept; the same command then goes on to what it would have been."""
+    search = fill(SEARCH_HALF, faults, tmp_path / "whole")
+    cli(*search, "--json").json()
+    whole = (tmp_path / "whole" / "search.jsonl").read_bytes()
+    stuck = [*fill(SEARCH, faults, tmp_path / "stuck"), "--max-memory", "45%", "--max-latency", "99%", "--alpha"]
+    cli(*stuck, "memory=0", "--alpha", "size=0").fails(1, "no action raises MES", "search.jsonl", alone=False)
+
+    from pocketformer.search.evaluation import PrefixEvaluator
+
+    evaluate, failed = PrefixEvaluator.__call__, fill(SEARCH_HALF, faults, tmp_path / "failed")
+    for calls, (spoil, words) in enumerate(
+        (
+            (lambda scores: 1 / 0, "ZeroDivisionError"),
+            (lambda scores: [Score(float("nan"), 0.0)] * len(scores), "finite"),
+        )
+    ):
+        left = iter(range(calls + 1))
+
+        def spoiled(self, current, candidates, left=left, spoil=spoil):
+            scores = evaluate(self, current, candidates)
+            return scores if next(left, None) is not None else spoil(scores)
+
+        monkeypatch.setattr(PrefixEvaluator, "__call__", spoiled)
+        cli(*failed).fails(1, "the search stopped", words, alone=False)
+        kept = (tmp_path / "failed" / "search.jsonl").read_bytes()
+        assert whole.startswith(kept)
+        assert kept.count(b'"executed"') == 1 + 2 * calls
+    monkeypatch.undo()
+    cli(*failed, "--json").json()
+    assert (tmp_path / "failed" / "search.jsonl").read_bytes() == whole
 
 
 def test_evaluation_of_the_exported_file_agrees(cli, shop):

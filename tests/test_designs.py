@@ -72,7 +72,7 @@ class Trace(TorchDispatchMode):
 
 
 # Run in place of an input that is not needed any more; `clone` only changes the layout.
-IN_PLACE = {aten.gelu, aten.relu, aten.hardswish, aten._softmax, aten.add, aten.mul, aten.clone}
+IN_PLACE = {aten.relu, aten.hardswish, aten._softmax, aten.add, aten.mul, aten.clone}
 IN_PLACE |= {aten.native_group_norm, aten.native_layer_norm}
 
 

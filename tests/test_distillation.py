@@ -17,7 +17,7 @@ from pocketformer.architecture import SearchSpace
 from pocketformer.errors import UserError
 from pocketformer.models import create_model
 from pocketformer.models.weights import HEADER
-from pocketformer.pipelines.trainings import train_network
+from pocketformer.pipelines.trainings import TrainSettings, train_network
 from pocketformer.runs import Ledger
 from pocketformer.training.answers import Answers, Cache, CachedTeacher, Cycle, digest
 from pocketformer.training.batches import train_batches
@@ -337,7 +337,8 @@ def test_runs_share_a_cache_or_are_refused(tmp_path):
         recipe = Recipe.small_images(epochs=3, batch_size=16)
         teacher, cache = f"{NAME}={tmp_path / 'teacher.pth'}", f"1={tmp_path / 'kept'}"
         given = {"teacher": teacher, "teacher_cache": cache, "workers": 0, **changes}
-        train_network(str(tmp_path / "architecture.json"), str(tmp_path / "photos"), recipe, tmp_path / name, **given)
+        settings = TrainSettings(str(tmp_path / "architecture.json"), str(tmp_path / "photos"), recipe, **given)
+        train_network(settings, tmp_path / name)
         return (tmp_path / name / "model.safetensors").read_bytes()
 
     first = go("a")

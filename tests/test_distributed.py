@@ -20,6 +20,7 @@ from pocketformer.training import checkpoint
 from pocketformer.training.batches import Share, TrainBatches
 from pocketformer.training.recipe import Recipe
 from pocketformer.training.state import TrainingState
+from pocketformer.training.targets import InPlace, Labels
 from pocketformer.training.tasks import SandwichTask, SingleTask
 from processes import Team, command
 from trainings import SPACE, Steps, assert_equal, go, gradients, model, noisy_brightness
@@ -56,7 +57,8 @@ def task(kind: str) -> SingleTask | SandwichTask:
     if kind == "single":
         return SingleTask(model(), 0.1)
     torch.manual_seed(0)
-    return SandwichTask(Supernet(SPACE, 3, distilled=False, layer_scale=0.5), Sandwich(SPACE, seed=4), 0.1)
+    net = Supernet(SPACE, 3, distilled=False, layer_scale=0.5)
+    return SandwichTask(net, Sandwich(SPACE, seed=4), InPlace(Labels(0.1)))
 
 
 def train_and_tell(folder: Path, kind: str, calibrated: bool) -> None:
@@ -141,7 +143,7 @@ def shop(tmp_path_factory) -> Path:
     trained = [*launcher, "-m", "pocketformer", "supernet", *arguments, "--out", folder / "supernet"]
     ran = subprocess.run(list(map(str, trained)), capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("\n") == 1
+    assert ran.stdout.count("shared weights") == 1
     assert ran.stderr.count("train the supernet: done") == 1
     return folder
 
@@ -157,8 +159,10 @@ def test_a_supernet_of_two_processes_is_whole(shop):
     assert [line["unit"] for line in Lines.read(shop / "supernet" / "work.jsonl")] == list(range(4))
 
 
-def test_two_processes_search_what_one_does_byte_for_byte(shop, tmp_path):
+@pytest.mark.parametrize("walk", [[], ["--beam", "2", "--race"]], ids=["joint", "beam"])
+def test_two_processes_search_what_one_does_byte_for_byte(shop, tmp_path, walk):
     common = ["search", "--supernet", shop / "supernet", "--latency", shop / "table.json", "--max-parameters", "60%"]
+    common += walk
     told = [run(tmp_path / f"o{n}", n, *common, "--out", tmp_path / str(n)) for n in (1, 2)]
     files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*.json*")} for f in (tmp_path / "1", tmp_path / "2")]
     assert files[0] == files[1]

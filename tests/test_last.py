@@ -17,7 +17,7 @@ from torch import nn
 from pocketformer.errors import UserError, WorkError
 from pocketformer.files import Lines
 from pocketformer.pipelines.networks import FinalTraining
-from pocketformer.pipelines.trainings import train_network
+from pocketformer.pipelines.trainings import TrainSettings, train_network
 from pocketformer.runs import Ledger
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import TrainBatches
@@ -230,7 +230,8 @@ def test_images_that_stop_coming(tmp_path, monkeypatch, accident, words):
 
     def work() -> dict:
         workers = 1 if accident is end_workers else 0
-        return train_network(str(tmp_path / "small.json"), str(folder), recipe, tmp_path / "run", workers=workers)
+        settings = TrainSettings(str(tmp_path / "small.json"), str(folder), recipe, workers=workers)
+        return train_network(settings, tmp_path / "run")
 
     with monkeypatch.context() as patch:
         watch(patch, look)

@@ -8,11 +8,11 @@ from pocketformer import files
 from pocketformer.architecture import SearchSpace
 from pocketformer.errors import WorkError
 from pocketformer.pipelines import design
-from pocketformer.pipelines.costs import CostModel, objective
+from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.shipping import MARGIN, SHARE, Measured, search_and_measure, usage
 from pocketformer.runs import Ledger
-from pocketformer.search import Score
+from pocketformer.search import Objective, Score
 
 SPACE = SearchSpace.named("pocket28")
 LARGEST = SPACE.largest.macs(num_classes=10, distilled=False)
@@ -38,7 +38,7 @@ def score(current, candidates):
 def run(folder, truth, share=0.5, override=None):
     """Searches for `share` of the largest subnet's latency where a network really takes `truth` x the table."""
     costs = CostModel(Table(), 10)
-    goal = objective({"latency": share * truth * Table().latency(SPACE.largest)}, None, 1.0, 1.0)
+    goal = Objective({"latency": share * truth * Table().latency(SPACE.largest)})
     with Ledger(folder / "work.jsonl") as ledger:
 
         def timer(architectures):

@@ -256,8 +256,8 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path, monkeypatch):
         go(tmp_path / str(checkpointing), SingleTask(model()), ONE_STEP, compute=Compute(checkpointing=checkpointing))
     for name in found[0]:
         torch.testing.assert_close(found[3][name], found[0][name], msg=name)
-    with pytest.raises(UserError, match="gradient checkpointing: Supernet has none"):
-        go(tmp_path / "s", SandwichTask(supernet(), Sandwich(SPACE)), compute=Compute(checkpointing=True))
+    with pytest.raises(UserError, match="gradient checkpointing: Linear has none"):
+        Compute(checkpointing=True).prepare(nn.Linear(3, 3))
 
 
 @pytest.mark.parametrize(
@@ -320,58 +320,6 @@ def test_rates_fall_from_layer_to_layer(tmp_path, monkeypatch):
     for name, scale in found.items():
         scales.setdefault(next(layer for layer in order if name.startswith(layer)), set()).add(round(scale, 9))
     assert [scales[layer] for layer in order] == [{round(0.8 ** (len(order) - 1 - i), 9)} for i in range(len(order))]
-
-
-# --- the sandwich
-
-
-@pytest.mark.parametrize("in_place", [True, False])
-def test_sandwich_gradients_are_the_sum_of_four_static_networks(split, in_place):
-    net = supernet().train()
-    images, labels = next(iter(eval_batches(split, 24, SIZE)))
-    rule = Sandwich(SPACE, seed=4)
-    subnets = rule.subnets(7)
-    statics = [net.extract(subnet) for subnet in subnets]  # norms as they were before the step
-    # A switch that two subnets share is one norm: its statistics move twice, its gradient does not depend on it.
-    SandwichTask(net, rule, 0.1, in_place).run(images, labels, 7, torch.Tensor.backward)
-    target, expected = None, copy.deepcopy(net)
-    for parameter in expected.parameters():
-        parameter.grad = None
-    for static, subnet in zip(statics, subnets, strict=True):
-        logits = static(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
-        if in_place and target is not None:
-            loss = F.cross_entropy(logits, target)
-        loss.backward()
-        if target is None:
-            target = logits.detach().softmax(1)
-        _scatter(expected, static, subnet)
-    for (name, a), (_, b) in zip(net.named_parameters(), expected.named_parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None), name
-        if a.grad is not None:
-            assert torch.allclose(a.grad, b.grad, atol=1e-5), name
-
-
-def _scatter(supernet: Supernet, static: nn.Module, subnet) -> None:
-    """Adds a static network's gradients to the slices of the shared tensors that it was copied from, found by
-    marking: every shared number is replaced by its own index, and the extraction then says where it went."""
-    marked = copy.deepcopy(supernet).double()
-    owners, count = [], 0
-    for parameter in marked.parameters():
-        size = parameter.numel()
-        parameter.data = torch.arange(count, count + size, dtype=torch.float64).reshape(parameter.shape)
-        owners.append((count, size))
-        count += size
-    flat = torch.zeros(count)
-    used = torch.zeros(count, dtype=torch.bool)
-    for place, own in zip(marked.extract(subnet).parameters(), static.parameters(), strict=True):
-        index = place.detach().long().reshape(-1)
-        flat[index] += own.grad.reshape(-1)
-        used[index] = True
-    for parameter, (start, size) in zip(supernet.parameters(), owners, strict=True):
-        if used[start : start + size].any():
-            addition = flat[start : start + size].reshape(parameter.shape)
-            parameter.grad = addition if parameter.grad is None else parameter.grad + addition
 
 
 # --- accuracy

@@ -5,8 +5,9 @@ positions; widths are channels.
 
 Its `activations` is the largest number of values alive at once while the *fused* block runs on one image, its
 operators in the order of the code in `deploy` and each value freed behind its last use. Elementwise operators, norms
-and softmax run in place of an input that nothing else needs, changes of layout are free. Weights, constants and a
-runtime's own workspace are not counted: it is a floor that a runtime may exceed, not a measurement of one.
+and softmax run in place of an input that nothing else needs, but not GELU, which ONNX Runtime neither fuses into a
+convolution nor runs in place; changes of layout are free. Weights, constants and a runtime's own workspace are not
+counted: it is a floor that a runtime may exceed, not a measurement of one (`benchmarks/memory.py` compares them).
 """
 
 from functools import lru_cache
@@ -27,6 +28,11 @@ def block_key(kind: str, *parts: str) -> str:
 
 def grid_text(grid: Grid) -> str:
     return f"{grid[0]}x{grid[1]}"
+
+
+def activated(activation: str, values: int) -> int:
+    """Values alive while a map of so many goes through its activation."""
+    return 2 * values if activation == "gelu" else values
 
 
 def norm_text(norm: str) -> str:

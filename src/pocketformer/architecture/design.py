@@ -9,9 +9,9 @@ from pocketformer.errors import UserError
 
 Grid = tuple[int, int]
 
+ACTIVATIONS = ("gelu", "relu", "hardswish")
 _CHOICES = {
-    "activation": ("gelu", "relu", "hardswish"),
-    "stem_activation": ("", "gelu", "relu", "hardswish"),
+    "stem_activation": ("", *ACTIVATIONS),
     "norm": ("bn", "gn"),
     "stem": ("conv", "large-kernel"),
     "token_mixer": ("ffn", "dwconv", "pool"),
@@ -41,8 +41,8 @@ class Design:
     """
 
     resolution: Grid = (224, 224)
-    activation: str = "gelu"
-    stem_activation: str = ""  # "" is that of the blocks
+    activation: str | tuple[str, ...] = "gelu"  # of all blocks, or one a stage
+    stem_activation: str = ""  # "" is that of stage 1
     norm: str = "bn"  # of maps; gn is GroupNorm with one group (V1 Table 3)
     stem: str = "conv"  # or large-kernel: one 7x7 convolution (V1 Table 3)
     stem_strides: tuple[int, int] = (2, 2)
@@ -68,6 +68,12 @@ class Design:
             if not isinstance(getattr(self, name), list | tuple):
                 raise UserError(f"{name.replace('_', ' ')} is a list, not {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.activation, list | tuple):
+            # A list of equal names says what the name alone says, and must compare and be stored as it.
+            names = tuple(self.activation)
+            object.__setattr__(self, "activation", names[0] if names and names == names[:1] * self.stages else names)
+        for name in self.activation if isinstance(self.activation, tuple) else (self.activation,):
+            _check_choice("activation", name, ACTIVATIONS)
         for name, choices in _CHOICES.items():
             _check_choice(name.replace("_", " "), getattr(self, name), choices)
         for name in self.downsampling:
@@ -86,10 +92,25 @@ class Design:
             raise UserError(
                 "a design for n stages has n - 1 stage strides, n - 1 downsamplings and n attention strides"
             )
+        if isinstance(self.activation, tuple) and len(self.activation) != self.stages:
+            raise UserError(f"activation is one name or one a stage: {self.stages}, not {len(self.activation)}")
         if self.attention == "tokens" and (self.local_value or self.talking_heads or max(self.attention_strides) > 1):
             raise UserError(
                 "attention on tokens has no local value, talking heads or stride: switch them off, or use 'map'"
             )
+
+    @property
+    def stages(self) -> int:
+        return len(self.attention_strides)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """One a stage: of its blocks, and of the downsampling that leads to it."""
+        return self.activation if isinstance(self.activation, tuple) else (self.activation,) * self.stages
+
+    @property
+    def activation_of_stem(self) -> str:
+        return self.stem_activation or self.activations[0]
 
     @property
     def total_stride(self) -> int:

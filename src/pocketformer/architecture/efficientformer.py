@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pocketformer.architecture import layers
-from pocketformer.architecture.block import Block, LocalBlock, block_key, conv_norm, grid_text, norm_text
+from pocketformer.architecture.block import Block, LocalBlock, activated, block_key, conv_norm, grid_text, norm_text
 from pocketformer.architecture.layers import Cost, Grid, positions
 
 
@@ -35,7 +35,8 @@ class MetaBlock(LocalBlock):
         return costs
 
     def activations(self) -> int:
-        return positions(self.grid) * (2 * self.width + self.hidden)  # input, hidden map, output
+        hidden = activated(self.activation, self.hidden)
+        return positions(self.grid) * (self.width + max(hidden, self.hidden + self.width))  # input; hidden map, output
 
     def key(self) -> str:
         widths = f"{self.width}x{self.expansion:g}"
@@ -59,7 +60,8 @@ class TokenFFNBlock(LocalBlock):
         return (layers.norm("ln", w, w * n), *mlp, layers.parameters(w))
 
     def activations(self) -> int:
-        return positions(self.grid) * (2 * self.width + self.hidden)
+        hidden = activated(self.activation, self.hidden)
+        return positions(self.grid) * (self.width + max(hidden, self.hidden + self.width))
 
     def key(self) -> str:
         return block_key("token-ffn", f"{self.width}x{self.expansion:g}", grid_text(self.grid), self.activation)

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 
 from pocketformer.architecture import layers
-from pocketformer.architecture.block import Block, LocalBlock, block_key, conv_norm, grid_text, norm_text, strided
+from pocketformer.architecture.block import (
+    Block,
+    LocalBlock,
+    activated,
+    block_key,
+    conv_norm,
+    grid_text,
+    norm_text,
+    strided,
+)
 from pocketformer.architecture.layers import Cost, Grid, positions
 
 
@@ -98,6 +107,7 @@ class AttentionBlock(_Attending):
             strided + n * v + (m + n) * k,  # the projections
             n * v + (m + n) * k + mixing,  # the scores of q and k
             n * v + mixing + max(m * v, mixing if self.talking_heads else 0),  # weights times v
+            activated(self.activation, v * full),
             (v + self.width) * full,  # the output's projection
         ]
         if self.local_value:
@@ -164,6 +174,7 @@ class AttentionDownsampling(_Attending):
             keeps + n * v + (m + n) * k + mixing,  # the scores of q and k
             keeps + n * v + mixing + m * v,  # weights times v
             keeps + (n * v + 2 * m * v if self.local_value else 0),
+            keeps + activated(self.activation, m * v),
             keeps + m * (v + o),  # the output's projection
             keeps + 2 * m * o if self.dual_path else 0,
         )

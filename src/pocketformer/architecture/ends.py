@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pocketformer.architecture import layers
-from pocketformer.architecture.block import Block, block_key, conv_norm, grid_text, norm_text, strided
+from pocketformer.architecture.block import Block, activated, block_key, conv_norm, grid_text, norm_text, strided
 from pocketformer.architecture.layers import Cost, Grid, positions
 
 
@@ -36,10 +36,12 @@ class Stem(Block):
         return first + conv_norm(self.norm, self.mid_width, self.width, 3, self.out_grid, act=self.activation)
 
     def activations(self) -> int:
-        mid = self.mid_width * positions(self.mid_grid)
+        mid, out = self.mid_width * positions(self.mid_grid), self.width * positions(self.out_grid)
         return max(
             self.in_chans * positions(self.grid) + mid,
-            mid + self.width * positions(self.out_grid),
+            activated(self.activation, mid),
+            mid + out,
+            activated(self.activation, out),
         )
 
     def key(self) -> str:

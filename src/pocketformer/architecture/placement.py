@@ -12,8 +12,7 @@ def stem(design: Design, in_chans: int, width: int, resolution: Grid) -> BlockVa
     if design.stem == "large-kernel":
         first, second = design.stem_strides
         return values.PatchStem(in_chans, width, resolution, first * second, design.norm)
-    activation = design.stem_activation or design.activation
-    return values.Stem(in_chans, width, resolution, design.stem_strides, activation, design.norm)
+    return values.Stem(in_chans, width, resolution, design.stem_strides, design.activation_of_stem, design.norm)
 
 
 def downsampling(design: Design, stage: int, in_width: int, width: int, grid: Grid) -> BlockValue:
@@ -29,7 +28,7 @@ def downsampling(design: Design, stage: int, in_width: int, width: int, grid: Gr
         design.downsampling_value_dim,
         grid,
         stride,
-        design.activation,
+        design.activations[stage],
         design.norm,
         local_value=design.local_value,
         bias=design.attention_bias,
@@ -46,7 +45,7 @@ def block(
     design: Design, j: int, width: int, here: StageBlock, grid: Grid, before: Sequence[StageBlock] = ()
 ) -> BlockValue:
     """A block of stage `j` (counted from 0) on `grid`, behind the blocks `before` of the same stage."""
-    activation, tokens = design.activation, on_tokens(design, (*before, here))
+    activation, tokens = design.activations[j], on_tokens(design, (*before, here))
     heads = (design.heads, design.key_dim, design.value_dim)
     if isinstance(here, Attention):
         if tokens:

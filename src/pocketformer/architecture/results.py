@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pocketformer.architecture.published import NAMES
+from pocketformer.architecture.space import SearchSpace
 
 _FOLDER = os.path.dirname(__file__)
 DEVICES = ("pixel6", "iphone12", "a100")
@@ -83,6 +84,22 @@ def peers() -> tuple[Peer, ...]:
         )
         found.append(Peer(row["name"], row["timm"], int(row["resolution"]), kind, top1, source, result))
     return tuple(found)
+
+
+def space_costs(space: SearchSpace, num_classes: int = 1000, distilled: bool = True) -> dict[str, Any]:
+    """Parameters and MACs of the smallest subnet of the training and of the largest; of the paper's space also what
+    the paper prints ("paper"): its depths, which it does not print, differ somewhere from ours (contract 6.3)."""
+    found: dict[str, Any] = {
+        name: {
+            "parameters": member.parameters(num_classes, distilled),
+            "macs": member.macs(num_classes=num_classes, distilled=distilled),
+        }
+        for name, member in (("smallest", space.smallest), ("largest", space.largest))
+    }
+    if space.largest == SearchSpace.named("efficientformerv2").largest:
+        (printed,) = (row for row in published_results() if row.name == LARGEST)
+        found["paper"] = {"parameters": round(printed.parameters * 1e6), "macs": round(printed.gmacs * 1e9)}
+    return found
 
 
 def _rows(name: str) -> list[dict[str, str]]:

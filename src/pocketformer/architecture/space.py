@@ -111,8 +111,8 @@ class SearchSpace:
             design = Design.from_dict(values.get("design", {}))
             stages = tuple(StageSpace(**stage) for stage in values["stages"])
             smallest = values.get("smallest")
-            if isinstance(smallest, str):
-                smallest = Architecture.named(smallest)
+            if isinstance(smallest, str):  # its stages, whatever the space's resolution and switches
+                smallest = Architecture(Architecture.named(smallest).stages, design)
             elif smallest is not None:
                 design_of_space = {"design": design.__dict__}
                 smallest = Architecture.from_dict({**design_of_space, "stages": smallest}, where)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pocketformer.cli import options
+from pocketformer.cli import goals, options
 
 
 def _finish(outcome: dict, out: Path, as_json: bool) -> None:
@@ -42,8 +42,11 @@ def design(
     space: options.Space = None,
     max_latency: options.MaxLatency = None,
     max_parameters: options.MaxParameters = None,
+    max_macs: options.MaxMacs = None,
     max_memory: options.MaxMemory = None,
     min_mes: options.MinMes = None,
+    alpha: options.Alpha = None,
+    form: options.Form = "budget",
     latency: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A latency table of `profile`. [default: measure this device]"),
@@ -92,10 +95,12 @@ def design(
 
     settings = DesignSettings(
         data=data,
-        budgets=options.budgets(max_latency, max_parameters, max_memory, min_mes),
+        budgets=goals.budgets(max_latency, max_parameters, max_memory, min_mes, max_macs),
         space=options.pick_space(space, data),
         runtime=runtime,
         min_mes=min_mes,
+        alphas=goals.alphas(alpha),
+        form=form,
         seed=seed,
         supernet=options.changed(Recipe.small_images(), epochs=epochs, batch_size=batch_size),
         final=options.changed(

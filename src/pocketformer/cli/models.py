@@ -56,12 +56,15 @@ def models(
         blocks = (" + ".join(str(n) for n in counts if n) for counts in map(_counts, m["blocks"]))
         rows.append((m["name"], _pixels(m), " ".join(map(str, m["widths"])), ", ".join(blocks)))
     print(aligned(rows))
-    rows = [("search space", "M params", "M MACs", "input")]
+    rows = [("search space", "M params", "M MACs", "input", "paper's largest")]
     for s in spaces:
         low, high = s["smallest"], s["largest"]
         parameters = f"{low['parameters'] / 1e6:.2f} to {high['parameters'] / 1e6:.2f}"
         macs = f"{low['macs'] / 1e6:,.1f} to {high['macs'] / 1e6:,.1f}"
-        rows.append((s["name"], parameters, macs, _pixels(s)))
+        paper = "-"
+        if "paper" in s:
+            paper = f"{s['paper']['parameters'] / 1e6:.1f} M, {s['paper']['macs'] / 1e9:.2f} GMACs"
+        rows.append((s["name"], parameters, macs, _pixels(s), paper))
     print(f"\n{aligned(rows)}")
     print("\nA space: from the smallest subnet of its training to the largest; with fewer classes, they are smaller.")
 
@@ -92,14 +95,10 @@ def _zoo(results: dict) -> list[dict]:
 
 def _spaces() -> list[dict]:
     from pocketformer.architecture import SPACES, SearchSpace
+    from pocketformer.architecture.results import space_costs
 
-    spaces = []
-    for name in SPACES:
-        space = SearchSpace.named(name)
-        members = {"smallest": space.smallest, "largest": space.largest}
-        costs = {k: {"parameters": a.parameters(), "macs": a.macs()} for k, a in members.items()}
-        spaces.append({"name": name, "resolution": list(space.resolution), **costs})
-    return spaces
+    spaces = map(SearchSpace.named, SPACES)
+    return [{"name": s.name, "resolution": list(s.resolution), **space_costs(s)} for s in spaces]
 
 
 def _row(name: str, sizes: tuple[str, str], macs: tuple[str, str], printed: dict) -> tuple[str, ...]:

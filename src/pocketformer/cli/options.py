@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pocketformer.errors import UserError
-
 
 def above_zero(value: float | None) -> float | None:
     if value is not None and not (value > 0 and math.isfinite(value)):
@@ -105,6 +103,10 @@ MaxParameters = Annotated[
     str | None,
     typer.Option(metavar="COUNT", help="Budget: 3.5M, 800k, 3500000, or 50% of the largest subnet's parameters."),
 ]
+MaxMacs = Annotated[
+    str | None,
+    typer.Option(metavar="COUNT", help="Budget on multiply-adds: 300M, 0.4G, or 50% of the largest subnet's."),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +120,22 @@ MinMes = Annotated[
         metavar="X",
         callback=above_zero,
         help="Smallest Mobile Efficiency Score, 100 for MobileNetV2's latency here and 3 M parameters.",
+    ),
+]
+Alpha = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC=X",
+        help="Exponent of size, latency, macs, memory or energy in MES; may be repeated. [default: latency 1, shared "
+        "by the devices; size 0.5; 0.5 for another one that has a budget]",
+    ),
+]
+Form = Annotated[
+    str,
+    typer.Option(
+        metavar="budget|paper",
+        callback=one_of(lambda: ("budget", "paper")),
+        help="The MES that is climbed: a metric that has met its budget stops rewarding, or as the paper prints it.",
     ),
 ]
 Epochs = Annotated[
@@ -147,17 +165,6 @@ ArchitectureFile = Annotated[
         help="A published name, or an architecture.json. [default: the one beside the checkpoint]",
     ),
 ]
-
-
-def budgets(latency: str | None, parameters: str | None, memory: str | None, min_mes: float | None) -> dict[str, Any]:
-    """{metric: Budget} of those given; `UserError` if there is none, nor a smallest score."""
-    from pocketformer.pipelines.settings import parse_budget
-
-    given = {"latency": latency, "size": parameters, "memory": memory}
-    limits = {name: parse_budget(name, text) for name, text in given.items() if text is not None}
-    if not limits and min_mes is None:
-        raise UserError("give a budget: --max-latency, --max-parameters, --max-memory or --min-mes")
-    return limits
 
 
 def changed(recipe: Any, **given: Any) -> Any:

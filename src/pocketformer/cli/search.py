@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pocketformer.cli import options
+from pocketformer.cli import goals, options
 
 
 def search(
@@ -14,23 +14,62 @@ def search(
     ] = None,
     supernet: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A folder of `supernet` or `design`.")] = None,
     latency: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE", help="Latency table of the device: of `profile`, or a design's latency_table.json."
+            metavar="[NAME=]FILE",
+            help="Latency table of the device: of `profile`, or a design's latency_table.json. For several devices, "
+            "each by name: --latency phone=a.json --latency laptop=b.json.",
+        ),
+    ] = None,
+    energy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|[NAME=]2.5W",
+            help="Energy as a metric: a table of mJ of each block (docs/devices.md), or the watts that the device "
+            "draws, times its latency.",
         ),
     ] = None,
     pick: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Choose on the trajectory of this finished search (or design)."),
     ] = None,
-    max_latency: options.MaxLatency = None,
+    max_latency: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]TIME",
+            help="Budget of every device, or of one: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's latency; "
+            "phone=0.9ms.",
+        ),
+    ] = None,
     max_parameters: options.MaxParameters = None,
+    max_macs: options.MaxMacs = None,
     max_memory: options.MaxMemory = None,
+    max_energy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENERGY", help="Budget: 2mJ, 500uJ, 2 (mJ), or 50% of the largest subnet's; with --energy."
+        ),
+    ] = None,
     min_mes: options.MinMes = None,
+    alpha: options.Alpha = None,
+    form: options.Form = "budget",
     method: Annotated[
         str,
         typer.Option(metavar="NAME", callback=options.one_of(lambda: ("joint",)), help="The search method: joint."),
     ] = "joint",
+    regrow: Annotated[
+        bool,
+        typer.Option(
+            "--regrow", help="After each step, take one reverse move if the two together are a better action."
+        ),
+    ] = False,
+    beam: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Follow the K best states of each step instead of one.")
+    ] = 1,
+    race: Annotated[
+        bool,
+        typer.Option("--race", help="The same decisions, each frontier evaluated only as far as they need."),
+    ] = False,
     calibration: Annotated[
         int,
         typer.Option(
@@ -55,25 +94,34 @@ def search(
     Examples:
       pocketformer search --supernet runs/mine --latency runs/mine/latency_table.json \\
         --max-latency 1ms --out runs/search
+      pocketformer search --supernet runs/mine --latency phone=phone.json --latency tv=tv.json \\
+        --max-latency phone=1.2ms --max-latency tv=3ms --alpha size=0.25 --out runs/both
       pocketformer search --pick runs/search --max-parameters 800k
     """
     from pocketformer.errors import UserError
     from pocketformer.pipelines import searches
+    from pocketformer.search import Walk
 
-    limits = options.budgets(max_latency, max_parameters, max_memory, min_mes)
+    latencies = goals.latency_budgets(max_latency or [])
+    limits = goals.budgets(None, max_parameters, max_memory, min_mes, max_macs, max_energy, latencies)
     if pick is not None:
-        if supernet or latency or out:
-            raise UserError("--pick chooses on a finished search: leave out --supernet, --latency and --out")
+        if supernet or latency or out or energy:
+            raise UserError("--pick chooses on a finished search: leave out --supernet, --latency, --energy and --out")
         found = searches.pick(pick, limits, min_mes)
-    elif supernet is None or latency is None or out is None:
+    elif supernet is None or not latency or out is None:
         raise UserError("give --supernet, --latency and --out, or --pick")
     else:
-        found = searches.search(supernet, latency, limits, min_mes, calibration, out)
+        tables, power = goals.tables(latency), goals.energy(energy)
+        goal = searches.Goal(tables, limits, min_mes, goals.alphas(alpha, devices=True), form, power)
+        found = searches.search(supernet, goal, Walk(regrow, beam), calibration, out, race)
     if json:
         options.print_json(found)
         return
+    from pocketformer.search.metrics import amount
+
+    costs = ", ".join(amount(name, cost["value"]) for name, cost in found["costs"].items())
     print(
-        f"step {found['step']}: {found['parameters']:,} parameters, {found['latency']:.3f} ms by the latency table, "
+        f"step {found['step']}: {costs} (latency by the table), MES {found['mes']:.1f}, "
         f"accuracy {found['accuracy']:.1%} on search with the supernet's weights"
     )
     print(f"architecture: {found['file']}")

@@ -29,13 +29,14 @@ def summary(outcome: dict, out: Path) -> str:
     measured = {
         "latency": (latency["measured"], "ms", ".3f"),
         "size": (shipped["parameters"], "parameters", ",.0f"),
+        "macs": (shipped["macs"] / 1e6, "M multiply-adds", ",.2f"),
         "memory": (shipped["peak_memory"] / 1e6, "MB activations", ".2f"),
     }
     lines = ["", f"Found at step {shipped['step']} of {outcome['search']['steps']} ({outcome['search']['status']}):"]
     for name, (value, unit, form) in measured.items():
         text = f"  {value:{form}} {unit}"
         if name in outcome["budgets"]:
-            budget = outcome["budgets"][name] / (1e6 if name == "memory" else 1)
+            budget = outcome["budgets"][name] / (1e6 if name in ("memory", "macs") else 1)
             binding = ", the binding budget" if name == outcome["binding"] else ""
             text += f", budget {budget:{form}} {unit} ({shipped['usage'][name]:.0%} used{binding})"
         if name == "latency":

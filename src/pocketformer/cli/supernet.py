@@ -1,10 +1,17 @@
 """`supernet`: trains the supernet of a space."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketformer.cli import options, training
+
+
+def _samplings() -> tuple[str, ...]:
+    from pocketformer.pipelines.sampling import SAMPLINGS
+
+    return SAMPLINGS
 
 
 def supernet(
@@ -15,14 +22,40 @@ def supernet(
     set_: training.Set = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
+    sampling: Annotated[
+        str,
+        typer.Option(
+            metavar="sandwich|uniform|latency",
+            callback=options.one_of(_samplings),
+            help="Which subnets a step trains: the largest, the smallest and random ones (the paper's); random ones "
+            "alone; or as the paper's, the random ones spread evenly over --latency.",
+        ),
+    ] = "sandwich",
+    random: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Random subnets a step. [default: 2; uniform: 4]")
+    ] = None,
+    latency: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Latency table of the device, for --sampling latency.")
+    ] = None,
+    max_latency: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="With it, the random subnets are within a fifth of this budget: 0.9ms, 50%."),
+    ] = None,
     plain: Annotated[
         bool,
-        typer.Option("--plain", help="All subnets learn from the labels, as in the paper; no in-place distillation."),
+        typer.Option(
+            "--plain",
+            help="All subnets learn from the labels, as in the paper (or all from the teacher); no in-place "
+            "distillation, in which all but the largest learn from the largest.",
+        ),
     ] = False,
+    teacher: options.Teacher = None,
+    distillation: training.Distillation = "hard",
     drop_path: options.DropPath = None,
     device: training.Device = "cpu",
     precision: training.Precision = "float32",
     accumulate: training.Accumulate = 1,
+    checkpointing: training.Checkpointing = False,
     deterministic: training.Deterministic = False,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
@@ -34,12 +67,16 @@ def supernet(
     Also under `torchrun`.
 
     FOLDER can then be searched again and again, for other devices and budgets. It gets model.safetensors,
-    config.json, metrics.jsonl, tensorboard/ and config.yaml.
+    config.json, metrics.jsonl, tensorboard/, config.yaml and recalibration.json (what re-calibrated norms do to
+    the accuracy of the largest, the smallest and a random subnet).
 
     \b
-    Example:
+    Examples:
       pocketformer supernet --data photos --space pocket64 --epochs 60 --out runs/supernet
+      pocketformer supernet --data photos --sampling latency --latency table.json \\
+        --max-latency 0.9ms --out runs/near
     """
+    from pocketformer.pipelines.sampling import Sampling
     from pocketformer.pipelines.supernets import supernet_run
 
     found = supernet_run(
@@ -47,11 +84,14 @@ def supernet(
         data,
         training.recipe(recipe, set_, epochs=epochs, batch_size=batch_size, drop_path=drop_path),
         out,
-        plain,
-        seed,
-        bad_images,
-        workers,
-        training.compute(device, precision, False, accumulate, False, deterministic),
+        sampling=Sampling(sampling, random, latency and str(latency), max_latency),
+        plain=plain,
+        teacher=teacher,
+        distillation=distillation,
+        seed=seed,
+        bad_images=bad_images,
+        workers=workers,
+        compute=training.compute(device, precision, False, accumulate, checkpointing, deterministic),
     )
     if json:
         options.print_json(found)
@@ -60,3 +100,27 @@ def supernet(
         f"{out}: supernet of {found['space']}, {found['shared_parameters']:,} parameters "
         "(shared weights, and the norms of every switch)"
     )
+    for name in found["accuracy"]:
+        print(_described(name, found))
+
+
+def _described(name: str, found: dict) -> str:
+    """One line on the largest, the smallest or a random subnet."""
+    from pocketformer.cli.summary import percent
+
+    before, after = (found["accuracy"][name][key] for key in ("before", "recalibrated"))
+    paper = ""
+    if name == "largest" and "paper" in found:
+        ours, printed = found["as_published"], found["paper"]
+        paper = f" ({_size(ours)} with two heads of 1000 classes; the paper prints {_size(printed)})"
+    size = f"{_size(found[name])}{paper}; " if name in found else ""
+    return (
+        f"{name} subnet: {size}on search ({after['images']} images, 95 % interval) "
+        f"{before['accuracy']:.1%} with the norms' running statistics, {percent(after)} with norms re-calibrated on fit"
+    )
+
+
+def _size(costs: dict) -> str:
+    parameters, macs = costs["parameters"], costs["macs"]
+    counted = f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters:,}"
+    return f"{counted} parameters, " + (f"{macs / 1e9:.2f} GMACs" if macs >= 1e9 else f"{macs / 1e6:.1f} MMACs")

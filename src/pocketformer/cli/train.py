@@ -21,10 +21,19 @@ def train(
         str | None,
         typer.Option(
             metavar="FOLDER|FILE",
-            help="Start from the weights of a supernet, or of a trained network of the same architecture; or from a "
-            "file of weights: official, timm's or ours.",
+            help="Start from the weights of a search (its supernet's, of the blocks that were kept), of a supernet, or "
+            "of a trained network of the same architecture; or from a file of weights: official, timm's or ours.",
         ),
     ] = None,
+    shrink: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Progressive shrinking before the training: N steps for each state of the search that --init names, "
+            "from the largest subnet to the one found.",
+        ),
+    ] = 0,
     recipe: training.RecipeName = None,
     set_: training.Set = None,
     teacher: options.Teacher = None,
@@ -78,16 +87,19 @@ def train(
     The recipe is finetune with --init of a trained network or weights; else small-images up to 128 px or from a
     supernet, and imagenet above.
 
+    After a search: from scratch without --init; inherited and fine-tuned with --init of the search; with --shrink
+    as well, through every state on the way.
+
     \b
     Examples:
-      pocketformer train --architecture runs/search/architecture.json --init runs/supernet \\
+      pocketformer train --architecture runs/search --init runs/search --shrink 20 \\
         --data photos --epochs 20 --out runs/final
       pocketformer train --architecture efficientformerv2_s0 --data photos --out runs/s0
       torchrun --nproc-per-node 8 -m pocketformer train --architecture efficientformerv2_s1 \\
         --data imagenet --teacher regnety_160 --device cuda --precision bfloat16 --out runs/s1
     """
     from pocketformer.cli.summary import percent
-    from pocketformer.pipelines.trainings import default_recipe, train_network
+    from pocketformer.pipelines.trainings import TrainSettings, default_recipe, train_network
 
     described = training.recipe(
         recipe or default_recipe(architecture, init),
@@ -97,22 +109,23 @@ def train(
         learning_rate=learning_rate,
         drop_path=drop_path,
     )
-    result = train_network(
+    settings = TrainSettings(
         architecture,
         data,
         described,
-        out,
-        init=init,
-        teacher=teacher,
-        distillation=distillation,
-        teacher_cache=teacher_cache,
-        validate=validate,
-        seed=seed,
-        bad_images=bad_images,
-        workers=workers,
-        compute=training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
+        init,
+        teacher,
+        distillation,
+        teacher_cache,
+        validate,
+        seed,
+        bad_images,
+        training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
+        workers,
         keep=keep,
+        shrink=shrink,
     )
+    result = train_network(settings, out)
     if json:
         options.print_json(result)
     else:

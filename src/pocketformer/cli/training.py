@@ -40,6 +40,14 @@ Precision = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
+Distillation = Annotated[
+    str,
+    typer.Option(
+        metavar="hard|soft",
+        callback=options.one_of(lambda: ("hard", "soft")),
+        help="Learn from the teacher's answers (the papers') or from its probabilities.",
+    ),
+]
 Accumulate = Annotated[
     int, typer.Option(metavar="N", min=1, help="Run each batch in N parts, one after another, to save memory.")
 ]

@@ -58,6 +58,8 @@ def check_export(architecture: Architecture, layout: str, grids: Iterable[Grid])
         wanted, found = getattr(_published(architecture), name), getattr(architecture.design, name)
         if found != wanted:
             raise _refusal(layout, f"{name.replace('_', ' ')} {found}: only {wanted}")
+    if isinstance(architecture.design.activation, tuple):  # any single one is an argument of theirs
+        raise _refusal(layout, f"another activation in each stage ({', '.join(architecture.design.activation)})")
     for grid in set(grids):
         if is_v1(architecture) and grid != _V1_GRID:
             height, width = grid

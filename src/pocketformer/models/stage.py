@@ -1,8 +1,7 @@
 """Blocks from their values, and a stage of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
 from torch import nn
@@ -58,15 +57,20 @@ class Stage(nn.Module):
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return self.blocks(x)
         for block in self.blocks:
-            again = partial(_recomputing, block)
-            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda again=again: (nullcontext(), again()))
+            x = checkpointed(block, x, list(block.modules()))
         return x
 
 
+def checkpointed(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, modules: Sequence[nn.Module]):
+    """`run(x)`, computed again in the backward pass instead of keeping its activations. `modules`: what it runs, the
+    norms among them."""
+    return checkpoint(run, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputing(modules)))
+
+
 @contextmanager
-def _recomputing(block: nn.Module) -> Iterator[None]:
+def _recomputing(modules: Sequence[nn.Module]) -> Iterator[None]:
     """The second forward of gradient checkpointing: without it, norms would count every batch twice."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

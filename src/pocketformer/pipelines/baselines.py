@@ -1,8 +1,8 @@
 """What the search is held against: random subnets of the same cost, chosen on the search split."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketformer import files
@@ -18,13 +18,16 @@ _IDLE_DRAWS = 20_000  # give up after so many without a find: a narrow window ma
 
 @dataclass(frozen=True)
 class Window:
-    """Subnets as costly as the found one: latency in 0.9 to 1.0 times its own, parameters at most its own."""
+    """Subnets as costly as the found one: latency in 0.9 to 1.0 times its own, parameters at most its own, and the
+    budgets on anything else held."""
 
     latency: float
     size: int
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def holds(self, costs: dict[str, float]) -> bool:
-        return 0.9 * self.latency <= costs["latency"] <= self.latency and costs["size"] <= self.size
+        inside = 0.9 * self.latency <= costs["latency"] <= self.latency and costs["size"] <= self.size
+        return inside and all(costs[name] <= budget for name, budget in self.others.items())
 
 
 def random_subnets(

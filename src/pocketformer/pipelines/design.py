@@ -5,6 +5,7 @@ chain ends in the same result.
 """
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 from pocketformer import files
@@ -16,7 +17,7 @@ from pocketformer.models import Network
 from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
-from pocketformer.pipelines.costs import CostModel, objective
+from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
 from pocketformer.pipelines.profiling import profile_space, time_networks
@@ -51,7 +52,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))
         check_measured_here(latency, settings.latency, settings.runtime, settings.profile)
-        _objective(settings, latency, CostModel(latency, len(data.classes), settings.teacher is not None))
+        _objective(settings, CostModel(latency, len(data.classes), settings.teacher is not None))
     teacher = load_teacher(settings.teacher, data.classes, settings.space.resolution) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict()) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
@@ -62,7 +63,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         table = _table(chain, latency)
         costs = CostModel(table, len(data.classes), chain.distilled)
         try:
-            goal = _objective(settings, table, costs)
+            goal = _objective(settings, costs)
         except WorkError as error:
             measured = run.path / "latency_table.json"
             raise WorkError(f"{error} (measured: {measured}, which --latency takes in another --out)") from None
@@ -78,7 +79,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         measured = _measured(chain, table)
         final = FinalTraining(data, settings.final, settings.seed, run.ledger, teacher)
         shipped, exported, trajectory = _ship(chain, supernet, final, measured, table, costs, goal)
-        scored = _random(chain, supernet, costs, shipped)
+        scored = _random(chain, supernet, costs, goal, shipped)
         networks = _compare(chain, supernet, final, measured, shipped, scored)
         outcome = results.collect(chain, table, costs, goal, shipped, exported, trajectory, scored, networks)
         files.write_json(run.path / "results.json", outcome)
@@ -105,12 +106,11 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
     return table
 
 
-def _objective(settings: DesignSettings, table: LatencyTable, costs: CostModel) -> Objective:
+def _objective(settings: DesignSettings, costs: CostModel) -> Objective:
     """The budgets in the metrics' units. Raises `WorkError` if no member of the space meets them."""
-    largest = costs.largest(settings.space)
-    budgets = {name: budget.of(largest[name]) for name, budget in settings.budgets.items()}
-    goal = objective(budgets, settings.min_mes, table.unit, largest["memory"])
-    refuse_unreachable(settings.space, costs, goal)
+    space = settings.space
+    goal = costs.objective(space, settings.budgets, settings.min_mes, settings.alphas, settings.form)
+    refuse_unreachable(space, costs, goal)
     return goal
 
 
@@ -127,15 +127,13 @@ def _measured(chain: Chain, table: LatencyTable) -> Measured:
 def _search(
     chain: Chain, supernet: Supernet, measured: Measured, costs: CostModel, goal: Objective
 ) -> tuple[list[Candidate], Trajectory]:
-    settings = chain.settings
+    settings, path, ledger = chain.settings, chain.path / "search.jsonl", chain.run.ledger
     with (
         stage("search") as progress,
         evaluator(supernet, chain.data, settings.seed, settings.calibration, progress) as evaluate,
+        closing(Trajectory(path, settings.space.whole, costs, goal, evaluate, ledger, progress)) as trajectory,
     ):
-        path, ledger = chain.path / "search.jsonl", chain.run.ledger
-        trajectory = Trajectory(path, settings.space.whole, costs, goal, evaluate, ledger, progress)
         candidates = search_and_measure(trajectory, measured)
-        trajectory.close()
     if len(trajectory.points()) == 1:
         say("note: the largest subnet already holds all budgets: there was nothing to search")
     for point in trajectory.points():
@@ -145,11 +143,12 @@ def _search(
     return candidates, trajectory
 
 
-def _random(chain: Chain, supernet: Supernet, costs: CostModel, found: Candidate) -> list[dict]:
+def _random(chain: Chain, supernet: Supernet, costs: CostModel, goal: Objective, found: Candidate) -> list[dict]:
     """Random subnets as costly as the found one, scored on the search split; the found one's line comes first."""
     settings, space = chain.settings, chain.settings.space
     own = costs(found.point.selection)
-    window = Window(own["latency"], own["size"])
+    others = {name: budget for name, budget in goal.budgets.items() if name not in ("latency", "size")}
+    window = Window(own["latency"], own["size"], others)
     selections = random_subnets(space, costs, window, settings.random, settings.seed, found.point.selection)
     if len(selections) < settings.random:
         say(f"note: only {len(selections)} random subnets of the found one's cost were drawn")

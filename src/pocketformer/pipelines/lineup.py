@@ -48,7 +48,7 @@ class Entrant:
             architecture = architecture.with_design(activation="relu", stem_activation="relu")
         write_network(format, architecture, CLASSES, self.resolution, path, batch)
         design = architecture.design
-        kinds = {design.activation, design.stem_activation or design.activation} - {"relu"}
+        kinds = {*design.activations, design.activation_of_stem} - {"relu"}
         counts = {"parameters": architecture.parameters(), "macs": architecture.macs()}
         return {**counts, "activations": sorted(kinds)}
 

@@ -6,19 +6,11 @@ from pocketformer import runtimes
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable, whole
 from pocketformer.errors import UserError, WorkError
-from pocketformer.pipelines.costs import CostModel
+from pocketformer.pipelines.costs import CostModel, closed_form
 from pocketformer.pipelines.settings import Budget, ProfileSettings
 from pocketformer.search import Objective
-from pocketformer.search.reach import smallest_reachable, unreachable
-
-
-def amount(metric: str, value: float) -> str:
-    """A cost with its unit: "size" in parameters, "latency" in ms, "memory" in bytes."""
-    if metric == "size":
-        return f"{value:,.0f} parameters"
-    if metric == "latency":
-        return f"{value:.3g} ms" if value < 1 else f"{value:,.2f} ms"
-    return f"{value / 1e6:.3g} MB of activations"
+from pocketformer.search.metrics import amount, device_of, is_tabulated
+from pocketformer.search.reach import smallest_reachable
 
 
 def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes: int) -> None:
@@ -41,20 +33,18 @@ def check_measured_here(table: LatencyTable, where: str, runtime: str, settings:
 
 
 def refuse_small_budgets(space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int, distilled: bool) -> None:
-    """Parameters and memory are known in closed form: an impossible budget is refused before anything is done."""
-    for name in budgets.keys() - {"latency"}:
-        low, high = (
-            a.parameters(num_classes, distilled) if name == "size" else a.peak_memory(num_classes=num_classes)
-            for a in (space.minimum.architecture, space.largest)
-        )
-        _refuse(space, name, budgets[name].of(high), low)
+    """Parameters, MACs and memory are known in closed form: an impossible budget is refused before anything is
+    done."""
+    low, high = (closed_form(a, num_classes, distilled) for a in (space.minimum.architecture, space.largest))
+    for name in (name for name in budgets if not is_tabulated(name)):
+        _refuse(space, name, budgets[name].of(high[name]), low[name])
 
 
 def refuse_unreachable(space: SearchSpace, costs: CostModel, goal: Objective) -> None:
     """Raises `WorkError` if no member meets a budget, or the smallest score, on the device of the table."""
-    for name, smallest in unreachable(space, costs, goal).items():
-        _refuse(space, name, goal.budgets[name], smallest)
     best = smallest_reachable(space, costs)
+    for name, budget in goal.budgets.items():
+        _refuse(space, name, budget, best[name])
     if goal.min_mes is not None and goal.mes(best) < goal.min_mes:
         raise WorkError(
             f"no member of space {space.name} has an MES of {goal.min_mes:g} or more: the highest is "
@@ -64,7 +54,7 @@ def refuse_unreachable(space: SearchSpace, costs: CostModel, goal: Objective) ->
 
 def _refuse(space: SearchSpace, name: str, budget: float, smallest: float) -> None:
     if smallest > budget:
-        where = " on this device" if name == "latency" else ""
+        where = " on this device" if is_tabulated(name) and not device_of(name) else ""
         raise WorkError(
             f"no member of space {space.name} has {amount(name, budget)} or less{where}: its smallest value is "
             f"{amount(name, smallest)}"

@@ -1,76 +1,120 @@
-"""`search` on its own: a trained supernet, a latency table and budgets in; a trajectory and its choice out."""
+"""`search` on its own: a trained supernet, tables and budgets in; a trajectory and its choice out."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pocketformer import files, ranks
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable
+from pocketformer.devices.energy import EnergyTable, Power
 from pocketformer.errors import UserError, WorkError
-from pocketformer.pipelines.costs import CostModel, objective
+from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.images import open_images
-from pocketformer.pipelines.refusals import amount, check_table, refuse_unreachable
+from pocketformer.pipelines.refusals import check_table, refuse_unreachable
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
-from pocketformer.search import Objective
+from pocketformer.search import Objective, Walk
+from pocketformer.search.metrics import amount, spread, unit_of
 from pocketformer.search.trajectory import Point, points
 
 
-def search(
-    supernet_folder: Path,
-    table_file: Path,
-    limits: dict[str, Budget],
-    min_mes: float | None,
-    calibration: int,
-    out: Path,
-) -> dict:
+@dataclass(frozen=True)
+class Watts:
+    """The power that a device draws; of several devices, which one's latency it goes with."""
+
+    watts: float
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What to search for: `tables` by device, or under "" if there is one that has no name; limits and exponents by
+    metric (`search.metrics`)."""
+
+    tables: Mapping[str, Path]
+    limits: Mapping[str, Budget]
+    min_mes: float | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    form: str = "budget"
+    energy: Path | Watts | None = None
+
+    def to_dict(self) -> dict:
+        """What was asked, of what is not usual only if it was."""
+        tables = {name: str(file) for name, file in self.tables.items()}
+        found = {"latency": tables.get("", tables), "min_mes": self.min_mes}
+        if isinstance(self.energy, Watts):
+            found["energy"] = [self.energy.watts, self.energy.device]
+        elif self.energy is not None:
+            found["energy"] = str(self.energy)
+        if self.alphas:
+            found["alphas"] = dict(self.alphas)
+        return found if self.form == "budget" else {**found, "form": self.form}
+
+
+def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
+    """Raises `UserError` for a table that does not answer for every member of the space."""
+    tables = {name: LatencyTable.load(file) for name, file in goal.tables.items()}
+    for name, table in tables.items():
+        check_table(table, str(goal.tables[name]), space, num_classes)
+    energy = goal.energy
+    if isinstance(energy, Watts):
+        name = energy.device if energy.device is not None else next(iter(tables))
+        if name not in tables or (energy.device is None and len(tables) > 1):
+            raise UserError(f"--energy {energy.watts:g}W needs its device: {', '.join(f'{n}=…' for n in tables if n)}")
+        energy = Power(energy.watts, tables[name])
+    elif energy is not None:
+        energy = EnergyTable.load(energy, space, num_classes)
+    return CostModel(tables.get("", tables), num_classes, energy=energy)
+
+
+def search(supernet_folder: Path, goal: Goal, walk: Walk, calibration: int, out: Path, race: bool = False) -> dict:
     """Runs or resumes Algorithm 1; returns the state that meets the budgets."""
     supernet, config = load_supernet(supernet_folder)
-    table = LatencyTable.load(table_file)
-    check_table(table, str(table_file), supernet.space, config["num_classes"])
-    costs = CostModel(table, config["num_classes"])
-    largest = costs.largest(supernet.space)
-    goal = objective({name: b.of(largest[name]) for name, b in limits.items()}, min_mes, table.unit, largest["memory"])
-    refuse_unreachable(supernet.space, costs, goal)
-    data = open_images(config["data"], stored_size(supernet.space), config["seed"], config["bad_images"], 2)
+    space = supernet.space
+    costs = cost_model(goal, space, config["num_classes"])
+    target = costs.objective(space, goal.limits, goal.min_mes, goal.alphas, goal.form)
+    refuse_unreachable(space, costs, target)
+    data = open_images(config["data"], stored_size(space), config["seed"], config["bad_images"], 2)
     settings = {
         "supernet": str(supernet_folder),
-        "latency": str(table_file),
-        "budgets": dict(goal.budgets),
-        "min_mes": min_mes,
+        **goal.to_dict(),
+        "budgets": dict(target.budgets),
         "calibration": calibration,
+        **walk.to_dict(),
+        **({"race": True} if race else {}),
     }
     with Run(out, "search", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
-        run.record(space=supernet.space.to_dict())
+        run.record(space=space.to_dict())
+        path = run.path / "search.jsonl"
         with (
             stage("search") as progress,
-            evaluator(supernet, data, config["seed"], calibration, progress) as evaluate,
+            evaluator(supernet, data, config["seed"], calibration, progress, race) as evaluate,
+            closing(Trajectory(path, space.whole, costs, target, evaluate, run.ledger, progress, walk)) as trajectory,
         ):
-            path = run.path / "search.jsonl"
-            trajectory = Trajectory(path, supernet.space.whole, costs, goal, evaluate, run.ledger, progress)
             status = trajectory.slim()
             trajectory.regrow()
-            trajectory.close()
-            states = trajectory.points()
+            found, states = trajectory.here(), trajectory.points()
             if len(states) == 1:
                 say("note: the largest subnet already holds all budgets: there was nothing to search")
-                states = [replace(states[0], score=evaluate(supernet.space.whole, [supernet.space.whole])[0])]
+                found = replace(found, score=evaluate(space.whole, [space.whole])[0])
         if ranks.first():
             for point in states:
                 point.selection.architecture.save(run.path / "front" / f"step_{point.step:03d}.json")
-        if not goal.met(states[-1].costs):
+        if not target.met(found.costs):
             raise WorkError(f"the search stopped ({status}) before all budgets held; see {path}")
         if ranks.first():
-            states[-1].selection.architecture.save(run.path / "architecture.json")
-    return {**_found(states[-1], run.path / "architecture.json"), "status": status}
+            found.selection.architecture.save(run.path / "architecture.json")
+    return {**_found(found, run.path / "architecture.json"), "status": status}
 
 
-def pick(folder: Path, limits: dict[str, Budget], min_mes: float | None) -> dict:
+def pick(folder: Path, limits: Mapping[str, Budget], min_mes: float | None) -> dict:
     """Chooses on a finished trajectory: the state of highest accuracy among those that meet the budgets."""
     read_config(folder)
     lines = files.Lines.read(folder / "search.jsonl")
@@ -84,7 +128,7 @@ def pick(folder: Path, limits: dict[str, Budget], min_mes: float | None) -> dict
         raise WorkError(f"the search in {folder} made no step: its largest subnet already held the budgets")
     start = lines[0]
     largest = states[0].costs
-    budgets = {name: b.of(largest[name]) for name, b in limits.items()}
+    budgets = {name: b.of(largest[name]) for name, b in spread(limits, largest, "a budget on").items()}
     goal = Objective(budgets, min_mes, start["units"], start["exponents"])
     fitting = [p for p in states if goal.met(p.costs)]
     if not fitting:
@@ -99,8 +143,9 @@ def _found(point: Point, file: Path) -> dict:
     return {
         "step": point.step,
         "parameters": point.costs["size"],
-        "latency": point.costs["latency"],
+        "latency": point.costs.get("latency"),
         "peak_memory": point.costs.get("memory"),
+        "costs": {name: {"value": value, "unit": unit_of(name)} for name, value in point.costs.items()},
         "mes": point.mes,
         "accuracy": point.score.accuracy,
         "split": "search",

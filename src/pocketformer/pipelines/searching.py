@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketformer import files, ranks
@@ -11,10 +11,18 @@ from pocketformer.errors import UserError
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.progress import Stage
 from pocketformer.runs import Ledger
-from pocketformer.search import Evaluator, Move, Objective, joint_search, regrow
-from pocketformer.search.trajectory import Point, end_line, move_lines, points, start_line, whole_moves
-
-Phase = Callable[..., Iterator[Move]]
+from pocketformer.search import Evaluated, Evaluator, Move, Objective, regrow
+from pocketformer.search.beam import Turn
+from pocketformer.search.trajectory import (
+    Point,
+    end_line,
+    move_lines,
+    points,
+    start_line,
+    turn_lines,
+    whole_moves,
+)
+from pocketformer.search.walk import Walk
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Trajectory:
     evaluator: Evaluator
     ledger: Ledger
     progress: Stage | None = None
+    walk: Walk = field(default_factory=Walk)
 
     def __post_init__(self) -> None:
         lines = ranks.from_first(whole_moves(files.Lines.read(self.path)) if ranks.first() else None)
@@ -39,6 +48,8 @@ class Trajectory:
             "exponents": dict(self.objective.exponents),
             "form": self.objective.form,
         }
+        if walk := self.walk.to_dict():
+            settings["walk"] = walk
         plain = self.costs(self.start)
         first = start_line(self.start, plain, self.objective.mes(plain), settings)
         if lines and lines[0] != files.as_json(first):
@@ -59,6 +70,11 @@ class Trajectory:
     def points(self) -> list[Point]:
         return points(self.start.space, self.lines[: self._replayed])
 
+    def here(self) -> Point:
+        """The state that the search goes on from: the last one, or what a beam has left."""
+        step = self.lines[self._replayed - 1]["step"]
+        return next(point for point in self.points() if point.step == step)
+
     def correct(self, factor: float) -> float:
         """Scales the table's latencies from here on. A resumed search takes the factor that stands written: it
         comes from a measurement, which would not repeat to the last bit."""
@@ -69,52 +85,63 @@ class Trajectory:
             self._replayed += 1
             factor = line["factor"]
         else:
-            self._write({"type": "correction", "step": self.points()[-1].step, "factor": factor})
+            self._write({"type": "correction", "step": self.here().step, "factor": factor})
         self.costs = self.costs.corrected(factor)
         return factor
 
     def slim(self) -> str:
-        return self._go_on(joint_search, "slim")
+        def moves() -> Iterator[Move | Turn]:
+            return self.walk.moves(self.lines, self.points(), self.costs, self.evaluator, self.objective)
+
+        return self._go_on(moves, lambda: self.walk.result(self.points(), self.objective))
 
     def regrow(self, share: float = 0.9) -> str:
-        return self._go_on(lambda *args, step: regrow(*args, share=share, step=step), "regrow")
+        def moves() -> Iterator[Move]:
+            last = self.points()[-1].step
+            return regrow(self.here().selection, self.costs, self.evaluator, self.objective, share, last)
 
-    def _go_on(self, phase: Phase, name: str) -> str:
+        return self._go_on(moves, self.here)
+
+    def _go_on(self, phase: Callable[[], Iterator[Move | Turn]], result: Callable[[], Point]) -> str:
         """Runs a phase to its end; replays what an earlier process has already written of it."""
         while self._replayed < len(self.lines):
             line = self.lines[self._replayed]
-            if line["type"] != "end" and (line["type"] == "correction" or line["phase"] != name):
+            if line["type"] == "correction":
                 break
             self._replayed += 1
             if line["type"] == "end":
                 return line["status"]
-        last = self.points()[-1]
-        moves = phase(last.selection, self.costs, self.evaluator, self.objective, step=last.step)
+        moves = phase()
         while True:
             try:
                 move = next(moves)
             except StopIteration as stop:
-                self._write(end_line(self.points()[-1].step, stop.value))
+                self._write(end_line(result().step, stop.value))
                 return stop.value
-            self._write(*move_lines(move, self.objective.mes))
-            self.ledger.did("search", move.step)
-            if self.progress:
-                self.progress.update(move.step, self._note(move), self._expected_steps(move))
+            if isinstance(move, Turn):
+                step, chosen = move.kept[-1].step, move.kept[0].chosen
+                self._write(*turn_lines(move, self.objective.mes))
+            else:
+                step, chosen = move.step, move.chosen
+                self._write(*move_lines(move, self.objective.mes, self.here().step))
+            self.ledger.did("search", step if chosen else f"reverse moves of {step - 1}")
+            if self.progress and chosen:
+                self.progress.update(step, self._note(chosen), self._expected_steps(step, chosen))
 
-    def _expected_steps(self, move: Move) -> int | None:
+    def _expected_steps(self, step: int, chosen: Evaluated) -> int | None:
         """Steps until the budgets hold, if each went on to cut costs by the same share."""
         if not self.objective.budgets:
             return None
         first = max(self.objective.usage(self.costs(self.start)).values())
-        now = max(self.objective.usage(move.chosen.costs).values())
+        now = max(self.objective.usage(chosen.costs).values())
         if not 1 < now < first:
-            return move.step
-        return round(move.step * math.log(first) / math.log(first / now))
+            return step
+        return round(step * math.log(first) / math.log(first / now))
 
-    def _note(self, move: Move) -> str:
-        usage = self.objective.usage(move.chosen.costs)
+    def _note(self, chosen: Evaluated) -> str:
+        usage = self.objective.usage(chosen.costs)
         shares = ", ".join(f"{name} {share:.0%} of budget" for name, share in usage.items())
-        return f"{move.chosen.action}; accuracy {move.chosen.score.accuracy:.1%} on search; {shares}"
+        return f"{chosen.action}; accuracy {chosen.score.accuracy:.1%} on search; {shares}"
 
     def close(self) -> None:
         if self._file is not None:

@@ -7,24 +7,29 @@ from dataclasses import dataclass, field
 
 from pocketformer.architecture import SearchSpace
 from pocketformer.errors import UserError
+from pocketformer.search.metrics import kind_of
 from pocketformer.training.recipe import Recipe
 
 _SCALES = {
     "size": {"": 1, "k": 1e3, "m": 1e6},
     "latency": {"": 1, "ms": 1, "us": 1e-3, "µs": 1e-3, "s": 1e3},
+    "macs": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9},
     "memory": {"": 1e6, "kb": 1e3, "mb": 1e6, "gb": 1e9},
+    "energy": {"": 1, "mj": 1, "uj": 1e-3, "µj": 1e-3, "j": 1e3},
 }
 _EXAMPLES = {
     "size": "3.5M, 800k or 3500000",
     "latency": "0.9ms, 900us or 0.9",
+    "macs": "300M, 0.4G or 300000000",
     "memory": "4MB, 500kB or 4",
+    "energy": "2mJ, 500uJ or 2",
 }
-_NAMES = {"size": "--max-parameters", "latency": "--max-latency", "memory": "--max-memory"}
+_NAMES = {"size": "--max-parameters", **{name: f"--max-{name}" for name in ("latency", "macs", "memory", "energy")}}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit in the metric's unit (parameters, ms, bytes), or a share of the largest subnet's value."""
+    """A limit in the metric's unit (parameters, ms, MACs, bytes, mJ), or a share of the largest subnet's value."""
 
     value: float
     relative: bool = False
@@ -34,20 +39,21 @@ class Budget:
 
 
 def parse_budget(metric: str, text: str | float) -> Budget:
-    """A budget of "size", "latency" or "memory": a number with an optional unit, or a share such as 50%.
+    """A budget of a metric (`search.metrics`): a number with an optional unit, or a share such as 50%.
 
     Raises `UserError` for anything else, zero and negative numbers included.
     """
+    kind = kind_of(metric)
     match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-zµ%]*)\s*", str(text), re.IGNORECASE)
     unit = match[2].lower() if match else None
-    if match is None or (unit != "%" and unit not in _SCALES[metric]):
-        raise UserError(f"{_NAMES[metric]} {text!r} is not understood; give {_EXAMPLES[metric]}, or 50%")
+    if match is None or (unit != "%" and unit not in _SCALES[kind]):
+        raise UserError(f"{_NAMES[kind]} {text!r} is not understood; give {_EXAMPLES[kind]}, or 50%")
     value = float(match[1])
     if not value > 0 or not math.isfinite(value):
-        raise UserError(f"{_NAMES[metric]} must be above zero, not {text}")
+        raise UserError(f"{_NAMES[kind]} must be above zero, not {text}")
     if unit == "%":
         return Budget(value / 100, relative=True)
-    return Budget(value * _SCALES[metric][unit])
+    return Budget(value * _SCALES[kind][unit])
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class DesignSettings:
     runtime: str
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     min_mes: float | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)  # exponents of MES, where not the usual ones
+    form: str = "budget"  # of MES (contract 6.8)
     seed: int = 0
     supernet: Recipe = field(default_factory=Recipe.small_images)
     final: Recipe = field(default_factory=Recipe.small_images)
@@ -87,7 +95,10 @@ class DesignSettings:
 
     def to_dict(self) -> dict:
         """Everything that decides the result (not `workers`, which does not)."""
+        chosen = {"alphas": dict(self.alphas), "form": self.form}
+        usual = {"alphas": {}, "form": "budget"}  # left out, as in the runs of before there was a choice
         return {
+            **{name: value for name, value in chosen.items() if value != usual[name]},
             "data": self.data,
             "space": self.space.to_dict(),
             "runtime": self.runtime,

@@ -6,22 +6,28 @@ from pathlib import Path
 import torch
 
 from pocketformer import files, ranks
-from pocketformer.architecture import SearchSpace
+from pocketformer.architecture import Architecture, SearchSpace, Selection
+from pocketformer.architecture.results import space_costs
 from pocketformer.errors import UserError
 from pocketformer.pipelines.images import open_images, say_unreadable
+from pocketformer.pipelines.networks import as_result, recalibrated_score
+from pocketformer.pipelines.sampling import Sampling
 from pocketformer.pipelines.settings import stored_size
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger, Run, check_folder
 from pocketformer.supernet import Supernet
-from pocketformer.supernet.sampling import Sandwich
+from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import Share, train_batches
 from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
 from pocketformer.training.engine import Job, planned_steps, train
+from pocketformer.training.evaluation import evaluate
 from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
-from pocketformer.training.tasks import SandwichTask
+from pocketformer.training.targets import InPlace, Labels, Targets, Taught
+from pocketformer.training.tasks import NEEDS_LARGEST, SandwichTask
+from pocketformer.training.teachers import load_teacher
 
 
 def train_supernet(
@@ -32,13 +38,15 @@ def train_supernet(
     seed: int,
     ledger: Ledger,
     *,
-    in_place: bool = True,
+    rule: Rule | None = None,
+    targets: Targets | None = None,
     about: dict | None = None,
     compute: Compute | None = None,
     workers: int = 0,
 ) -> Supernet:
-    """Trains by the sandwich rule, or returns the supernet if that is already done. `about` is kept in its
-    `config.json` (how the data was opened), so that the folder can be searched alone."""
+    """Trains the supernet, by the sandwich rule and with in-place distillation unless others are given; or returns it
+    if that is already done. `about` is kept in its `config.json` (how the data was opened), so that the folder can be
+    searched alone."""
     if ranks.from_first((folder / "model.safetensors").exists()):
         return load_supernet(folder)[0]
     torch.manual_seed(seed)
@@ -59,7 +67,9 @@ def train_supernet(
         workers=workers,
     )
     compute = compute or Compute()
-    task = SandwichTask(supernet, Sandwich(space, seed=seed), recipe.label_smoothing, in_place)
+    task = SandwichTask(
+        supernet, rule or Sandwich(space, seed=seed), targets or InPlace(Labels(recipe.label_smoothing))
+    )
     mix = Mixing(recipe, len(data.classes), seed) if recipe.mixes else None
     with stage("train the supernet", planned_steps(batches, recipe)) as progress:
         state = train(task, batches, recipe, Job(folder, "supernet", ledger, progress), seed, compute, mix)
@@ -87,26 +97,57 @@ def load_supernet(folder: str | os.PathLike) -> tuple[Supernet, dict]:
     return supernet.eval(), config
 
 
+def recalibration(supernet: Supernet, subnet: Architecture | Selection, data: Data, seed: int) -> dict:
+    """What re-calibrated norms do to a subnet (contract 6.5): its accuracy on the search split with the running
+    statistics of its switches, which mix all subnets that trained them, and with those of images of fit."""
+    model = supernet.extract(subnet).to(memory_format=torch.channels_last).eval()
+    before = evaluate(model, data.search, model.resolution)
+    after = recalibrated_score(supernet, supernet.select(subnet), data, seed)
+    return {"before": as_result(before, "search"), "recalibrated": as_result(after, "search")}
+
+
 def supernet_run(
     space: SearchSpace,
     source: str,
     recipe: Recipe,
     out: Path,
-    plain: bool,
-    seed: int,
-    bad_images: str,
-    workers: int,
+    *,
+    sampling: Sampling | None = None,
+    plain: bool = False,
+    teacher: str | None = None,
+    distillation: str = "hard",
+    seed: int = 0,
+    bad_images: str = "refuse",
+    workers: int = 2,
     compute: Compute | None = None,
 ) -> dict:
     """`supernet` on its own: trains in a run's folder, or resumes there. `plain`: no in-place distillation."""
+    sampling, compute = sampling or Sampling(), compute or Compute()
+    if sampling.name == "uniform" and not plain:
+        raise UserError(NEEDS_LARGEST)
     about = {"data": source, "seed": seed, "bad_images": bad_images}
-    settings = {**about, "space": space.to_dict(), "recipe": recipe.to_dict(), "plain": plain}
-    compute = compute or Compute()
-    settings["compute"] = compute.to_dict()
+    settings = {
+        **about,
+        "space": space.to_dict(),
+        "recipe": recipe.to_dict(),
+        "sampling": sampling.to_dict(),
+        "plain": plain,
+        "teacher": teacher,
+        "distillation": distillation,
+        "compute": compute.to_dict(),
+    }
     check_folder(out, "supernet", settings)
     images = open_images(source, stored_size(space), seed, bad_images, workers, as_they_are=bool(recipe.randaugment))
+    rule = sampling.rule(space, len(images.classes), seed)
+    targets: Targets = Labels(recipe.label_smoothing)
+    if teacher is not None:
+        guide = load_teacher(teacher, images.classes, space.resolution).to(compute.where)
+        targets = Taught(targets, guide, distillation)
+    targets = targets if plain else InPlace(targets)
     with Run(out, "supernet", settings) as run:
         run.record(data_fingerprint=images.fingerprint, split_fingerprint=images.split_fingerprint)
+        if isinstance(rule, LatencyAware):
+            run.record(latency_range=list(rule.range))  # a table that has changed draws other subnets
         net = train_supernet(
             run.path,
             space,
@@ -114,11 +155,33 @@ def supernet_run(
             recipe,
             seed,
             run.ledger,
-            in_place=not plain,
+            rule=rule,
+            targets=targets,
             about=about,
             compute=compute,
             workers=workers,
         )
+        scores = _scores(run.path, net.to(compute.where), images, seed)
     say_unreadable(images)
     numbers = sum(p.numel() for p in net.parameters())
-    return {"supernet": str(out), "space": space.name, "shared_parameters": numbers}
+    costs = space_costs(space, len(images.classes), distilled=False)
+    if "paper" in costs:
+        costs["as_published"] = space_costs(space)["largest"]
+    return {"supernet": str(out), "space": space.name, "shared_parameters": numbers, **costs, "accuracy": scores}
+
+
+def _scores(folder: Path, supernet: Supernet, data: Data, seed: int) -> dict:
+    """Accuracies of the largest and the smallest subnet, which every sandwich trained, and of a random one, whose
+    switches others trained; found again if that is done."""
+    file = folder / "recalibration.json"
+    if ranks.from_first(file.exists()):
+        return files.read_json(file, "accuracies")
+    space = supernet.space
+    with stage("score the largest, the smallest and a random subnet"):
+        members = {"largest": space.whole, "smallest": space.select(space.smallest)}
+        members["random"] = space.sample_selection(seed)
+        scores = {name: recalibration(supernet, member, data, seed) for name, member in members.items()}
+    if ranks.first():
+        files.write_json(file, scores)
+    ranks.wait()
+    return scores

@@ -1,5 +1,6 @@
 """`train` on its own: one network on a user's images."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketformer import files, ranks
@@ -9,6 +10,7 @@ from pocketformer.models import Network, checkpoints, create_model, weights
 from pocketformer.models.weights import Weights
 from pocketformer.pipelines.images import open_images, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
+from pocketformer.pipelines.shrinking import Searched, load_searched, shrink
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.pipelines.trained import is_weights_alone, load_architecture, size_to_store
 from pocketformer.progress import say
@@ -21,79 +23,110 @@ from pocketformer.training.recipe import Recipe
 from pocketformer.training.teachers import load_teacher
 
 
-def train_network(
-    architecture: str,
-    source: str,
-    recipe: Recipe,
-    out: Path,
-    *,
-    init: str | None = None,
-    teacher: str | None = None,
-    distillation: str = "hard",
-    teacher_cache: str | None = None,
-    validate: bool = False,
-    seed: int = 0,
-    bad_images: str = "refuse",
-    workers: int = 2,
-    stream: bool | None = None,
-    compute: Compute | None = None,
-    keep: int = 2,
-) -> dict:
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `train` is asked for. `workers`, `stream` and `keep` may change when a run is resumed."""
+
+    architecture: str
+    data: str
+    recipe: Recipe
+    init: str | None = None
+    teacher: str | None = None
+    distillation: str = "hard"
+    teacher_cache: str | None = None
+    validate: bool = False
+    seed: int = 0
+    bad_images: str = "refuse"
+    compute: Compute = field(default_factory=Compute)
+    workers: int = 2
+    stream: bool | None = None
+    keep: int = 2
+    shrink: int = 0  # steps of progressive shrinking for each state of the search
+
+    def __post_init__(self) -> None:
+        if self.teacher_cache is not None and self.teacher is None:
+            raise UserError(f"--teacher-cache {self.teacher_cache}: there is no --teacher whose answers to keep")
+        if self.shrink and not is_search(self.init):
+            raise UserError("--shrink follows a search: give its folder as --init")
+
+    def to_dict(self) -> dict:
+        """What the result depends on."""
+        names = ("data", "init", "shrink", "teacher", "distillation", "teacher_cache", "validate", "seed", "bad_images")
+        values = {name: getattr(self, name) for name in names}
+        described = load_architecture(self.architecture).to_dict()
+        return {"architecture": described, "recipe": self.recipe.to_dict(), "compute": self.compute.to_dict(), **values}
+
+
+def train_network(settings: TrainSettings, out: Path) -> dict:
     """Trains one network on fit + search (with `validate`: on fit, keeping what does best on search) and evaluates it
     on test; resumes in the same folder."""
-    compute = compute or Compute()
-    if teacher_cache is not None and teacher is None:
-        raise UserError(f"--teacher-cache {teacher_cache}: there is no --teacher whose answers to keep")
-    cache = None if teacher_cache is None else Cache.parse(teacher_cache)
-    described = load_architecture(architecture)
-    settings = {
-        "architecture": described.to_dict(),
-        "data": source,
-        "recipe": recipe.to_dict(),
-        "init": init,
-        "teacher": teacher,
-        "seed": seed,
-        "bad_images": bad_images,
-        "distillation": distillation,
-        "teacher_cache": teacher_cache,
-        "validate": validate,
-        "compute": compute.to_dict(),
-    }
-    check_folder(out, "train", settings)
-    size = size_to_store(described.design.resolution)
-    data = open_images(source, size, seed, bad_images, workers, stream, bool(recipe.randaugment))
-    guide = load_teacher(teacher, data.classes, described.design.resolution) if teacher else None
-    start = _load_init(init, described, len(data.classes)) if init else None
-    with Run(out, "train", settings) as run:
+    cache = None if settings.teacher_cache is None else Cache.parse(settings.teacher_cache)
+    described = load_architecture(settings.architecture)
+    check_folder(out, "train", settings.to_dict())
+    resolution, recipe = described.design.resolution, settings.recipe
+    data = open_images(
+        settings.data,
+        size_to_store(resolution),
+        settings.seed,
+        settings.bad_images,
+        settings.workers,
+        settings.stream,
+        bool(recipe.randaugment),
+    )
+    guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
+    start = _load_init(settings.init, described, len(data.classes)) if settings.init else None
+    with Run(out, "train", settings.to_dict()) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         final = FinalTraining(
-            data, recipe, seed, run.ledger, guide, compute, workers, validate, distillation, keep, cache
+            data,
+            recipe,
+            settings.seed,
+            run.ledger,
+            guide,
+            settings.compute,
+            settings.workers,
+            settings.validate,
+            settings.distillation,
+            settings.keep,
+            cache,
         )
-        model = _initialised(final, described, start, init)
+        if settings.shrink:
+            shrink(start, final, run.path, settings.shrink)
+        model = _initialised(final, described, start, settings.init)
         model = final.run(run.path, "network", model)
-        _, test = test_result(model.to(compute.where), data, workers)
+        _, test = test_result(model.to(settings.compute.where), data, settings.workers)
         say_unreadable(data)
         parameters = sum(p.numel() for p in model.parameters())
         result = {"parameters": parameters, "test": test, "folder": str(run.path)}
         if ranks.first():
-            files.write_json(run.path / "results.json", {"command": "train", "seed": seed, **result})
+            files.write_json(run.path / "results.json", {"command": "train", "seed": settings.seed, **result})
     return result
 
 
 def default_recipe(architecture: str, init: str | None) -> str:
     """The recipe that suits: a name of `RECIPES`."""
     folders = [] if init is None else [Path(init), Path(init) / "supernet"]
-    if init is not None and not any(map(weights.is_supernet, folders)):
+    if init is not None and not is_search(init) and not any(map(weights.is_supernet, folders)):
         return "finetune"
     small = max(load_architecture(architecture).design.resolution) <= 128
     return "small-images" if small or init is not None else "imagenet"
 
 
-def _load_init(init: str, described: Architecture, num_classes: int) -> Supernet | Weights:
-    """The supernet or weights that `--init` names; `UserError` if they do not fit."""
+def is_search(init: str | None) -> bool:
+    """Whether it is the folder of a search: of `search`, or of `design`."""
+    return init is not None and (Path(init) / "search.jsonl").is_file()
+
+
+def _load_init(init: str, described: Architecture, num_classes: int) -> Searched | Supernet | Weights:
+    """The search, supernet or weights that `--init` names; `UserError` if they do not fit."""
     folder = Path(init)
     if not folder.exists():
         raise UserError(f"--init {init}: no such file or folder")
+    if is_search(init):
+        found = load_searched(folder, described)
+        if found.num_classes != num_classes:
+            raise UserError(f"--init {init} has {found.num_classes} classes, the data {num_classes}")
+        return found
     if is_weights_alone(folder):
         return _checked(weights.read(folder), described, num_classes, init)
     config_file = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
@@ -116,10 +149,12 @@ def _checked(found: Weights, described: Architecture, num_classes: int, init: st
 
 
 def _initialised(
-    final: FinalTraining, described: Architecture, source: Supernet | Weights | None, init: str | None
+    final: FinalTraining, described: Architecture, source: Searched | Supernet | Weights | None, init: str | None
 ) -> Network:
     if source is None:
         return final.fresh(described)
+    if isinstance(source, Searched):
+        return final.inherit(source.supernet, source.found)
     if isinstance(source, Supernet):
         return final.inherit(source, source.select(described))
     model = final.fresh(described)

@@ -5,18 +5,31 @@ from collections.abc import Sequence
 
 from pocketformer.report.figure import COLOURS, Plot, axis, budget_line, figure, log_axis, trace
 from pocketformer.report.reading import Record, found_state, objects, part, states
-from pocketformer.report.wording import budget_value, count, is_number, ms, percent, plain, safe, significant
+from pocketformer.report.wording import (
+    budget_title,
+    budget_value,
+    count,
+    is_number,
+    ms,
+    percent,
+    plain,
+    safe,
+    significant,
+)
+from pocketformer.search.metrics import unit_of
 
 
 def _costs_text(line: dict) -> str:
     memory = f"<br>{budget_value('memory', line['memory'])} peak memory" if "memory" in line else ""
-    size, latency = count(line.get("parameters")), ms(line.get("latency"))
-    return f"{size} parameters, {latency}, MES {significant(line.get('mes'))}{memory}"
+    size, latency = count(line.get("parameters")), f"{ms(line['latency'])}, " if "latency" in line else ""
+    further = [name for name in line if name in ("macs", "energy") or name.startswith("latency:")]
+    more = "".join(f"<br>{safe(budget_title(name))} {budget_value(name, line[name])}" for name in further)
+    return f"{size} parameters, {latency}MES {significant(line.get('mes'))}{memory}{more}"
 
 
 def _state_text(line: dict) -> str:
     what = safe(line.get("text", ""))
-    phase = " (growing back)" if line.get("phase") == "regrow" else ""
+    phase = " (growing back)" if line.get("phase") in ("regrow", "back") else ""
     accuracy = percent(line.get("accuracy"))
     widths = part(line, "selection", "widths", default=[])
     kept = " / ".join(str(len(k)) for k in part(line, "selection", "kept", default=[]))
@@ -136,8 +149,9 @@ def steps(record: Record) -> Plot | None:
     """Each cost over the steps, one panel each, with its budget."""
     trajectory = states(record)
     costs = [("parameters", "size", "Parameters"), ("latency", "latency", "Latency (ms)")]
-    if "memory" in record.budgets:
-        costs.append(("memory", "memory", "Memory (bytes)"))
+    for name in sorted(record.budgets.keys() - {"size", "latency"}):
+        title, unit = safe(budget_title(name)), unit_of(name)
+        costs.append((name, name, f"{title} ({unit})" if unit not in ("", title) else title))
     costs = [c for c in costs if any(is_number(s.get(c[0])) for s in trajectory)]
     if len(trajectory) < 2 or not costs:
         return None

@@ -60,7 +60,7 @@ class Record:
         return part(self.results, "min_mes") or start.get("min_mes")
 
     def is_supernet(self, name: str) -> bool:
-        return any("loss_smallest" in line for line in self.trainings[name][:1])
+        return any({"loss_smallest", "loss_random_1"} & set(line) for line in self.trainings[name][:1])
 
 
 def read_run(path: str | Path) -> Record:
@@ -128,7 +128,8 @@ def _metrics(record: Record) -> dict[str, str]:
 
 
 def states(record: Record) -> list[dict]:
-    """The trajectory's states in order, the start first: step, text, accuracy and costs of each."""
+    """The trajectory's states in order, the start first: step, text, accuracy and costs of each. Of a beam, those on
+    the way to the state that it left."""
     executed = [line for line in record.search if line.get("type") == "executed"]
     found = []
     for line in record.search:
@@ -137,7 +138,18 @@ def states(record: Record) -> list[dict]:
             found.append({**line, "text": "start", "accuracy": before.get("accuracy"), "phase": "start"})
         elif line.get("type") == "executed":
             found.append(line)
-    return found
+    return _way(found, record.search) if any("parent" in line for line in executed) else found
+
+
+def _way(states: list[dict], lines: list[dict]) -> list[dict]:
+    by_step, way = {state.get("step"): state for state in states}, []
+    ends = [line.get("step") for line in lines if line.get("type") == "end"]
+    step = ends[-1] if ends and lines[-1].get("type") == "end" else states[-1].get("step")
+    while step in by_step:
+        state = by_step.pop(step)
+        way.insert(0, state)
+        step = state.get("parent", state["step"] - 1 if is_number(state.get("step")) else None)
+    return way
 
 
 def found_state(record: Record) -> dict | None:

@@ -20,6 +20,7 @@ from pocketformer.report.wording import (
     significant,
     size,
 )
+from pocketformer.search.metrics import is_tabulated
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
@@ -89,7 +90,9 @@ def outcome(record: Record) -> str:
     last = found_state(record)
     if not shipped and last:
         cards.append(card(count(last.get("parameters")), "Parameters", f"after step {last.get('step')}"))
-        cards.append(card(ms(last.get("latency")), "Latency, predicted", "by the table"))
+        for name in (name for name in last if name.partition(":")[0] == "latency"):
+            device = f", {name.partition(':')[2]}" if ":" in name else ""
+            cards.append(card(ms(last[name]), f"Latency{device}, predicted", "by the table"))
         cards.append(card(percent(last.get("accuracy")), "Accuracy, search split", "with the supernet's weights"))
     return f"<div class='cards'>{''.join(cards)}</div>" if cards else ""
 
@@ -100,16 +103,17 @@ def budgets(record: Record) -> str:
     used = {
         "latency": part(shipped, "latency", "measured" if measured else "predicted") or last.get("latency"),
         "size": shipped.get("parameters") or last.get("parameters"),
+        "macs": shipped.get("macs") or last.get("macs"),
         "memory": shipped.get("peak_memory") or last.get("memory"),
     }
     parts = []
     for name, budget in record.budgets.items():
-        value, share = used.get(name), part(shipped, "usage", name)
+        value, share = used.get(name, last.get(name)), part(shipped, "usage", name)
         if not is_number(share) and is_number(value) and is_number(budget) and budget > 0:
             share = value / budget
         if not is_number(share):
             continue
-        how = {"latency": ", measured" if measured else ", predicted"}.get(name, "")
+        how = ", measured" if measured and name == "latency" else ", predicted" if is_tabulated(name) else ""
         binding = " (the binding budget)" if part(record.results, "binding") == name else ""
         text = f"{budget_value(name, value)} of {budget_value(name, budget)} = {percent(share, 1)}"
         over = " over" if share > 1 else ""

@@ -40,7 +40,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict], object], Callable[[object], str], in
 def _over(row: dict, budgets: dict[str, float]) -> list[str] | None:
     """Titles of the budgets that a row exceeds; None if a cost that has a budget is not known."""
     values = {"latency": _latency(row), "size": row.get("parameters"), "memory": row.get("peak_memory")}
-    known = {name: values.get(name) for name in budgets}
+    known = {name: values.get(name, row.get(name)) for name in budgets}
     if not all(map(is_number, known.values())):
         exceeded = [n for n, v in known.items() if is_number(v) and v > budgets[n]]
         return [budget_title(n).lower() for n in exceeded] or None

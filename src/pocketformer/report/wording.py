@@ -60,16 +60,22 @@ def interval(values: Any) -> str:
 BUDGETS = {  # name in files: (title, what is spent, format)
     "latency": ("Latency", "of one batch", ms),
     "size": ("Parameters", "trainable numbers", count),
+    "macs": ("Multiply-adds", "of one image", millions),
     "memory": ("Memory", "of activations at their peak", size),
+    "energy": ("Energy", "of one batch", lambda value: significant(value, "mJ")),
 }
 
 
 def budget_title(name: str) -> str:
-    return BUDGETS[name][0] if name in BUDGETS else name
+    """With the device, if the metric is that of one among several."""
+    kind, _, device = name.partition(":")
+    title = BUDGETS[kind][0] if kind in BUDGETS else kind
+    return f"{title}, {device}" if device else title
 
 
 def budget_value(name: str, value: Any) -> str:
-    return BUDGETS[name][2](value) if name in BUDGETS else significant(value)
+    kind = name.partition(":")[0]
+    return BUDGETS[kind][2](value) if kind in BUDGETS else significant(value)
 
 
 def plain(value: Any) -> str:

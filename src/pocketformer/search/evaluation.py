@@ -10,7 +10,8 @@ from pocketformer.architecture import Selection, Step
 from pocketformer.search.joint import Score
 
 Run = Callable[[Step, torch.Tensor], torch.Tensor]  # executes one step of a selection: `Supernet.run`
-Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+Batch = tuple[torch.Tensor, torch.Tensor]
+Batches = Callable[[], Iterable[Batch]]
 
 
 def shared_prefix(current: Selection, candidate: Selection) -> int:
@@ -24,7 +25,7 @@ def block_executions(current: Selection, candidates: Sequence[Selection]) -> int
     return len(current.steps) + sum(len(c.steps) - shared_prefix(current, c) for c in candidates)
 
 
-class _Tally:
+class Tally:
     """What a subnet answered, batch by batch."""
 
     def __init__(self, unscored: int) -> None:
@@ -37,14 +38,11 @@ class _Tally:
         self.batches.append((correct, float(F.cross_entropy(logits.double(), labels, reduction="sum")), len(labels)))
 
 
-def _scores(tallies: list[_Tally]) -> list[Score]:
-    """Over the batches of all processes, added up in their order: the decisions are those of one process."""
+def totals(tallies: Sequence[Tally]) -> list[tuple[int, float, int]]:
+    """Images right, sum of losses, and images: over the batches of all processes, added up in their order, so that
+    the decisions are those of one process."""
     batches = ranks.dealt(list(zip(*(tally.batches for tally in tallies), strict=True)))
-    scores = []
-    for answers in zip(*batches, strict=True):
-        correct, loss, count = map(sum, zip(*answers, strict=True))
-        scores.append(Score(correct / count, loss / count))
-    return scores
+    return [tuple(map(sum, zip(*answers, strict=True))) for answers in zip(*batches, strict=True)]
 
 
 class PrefixEvaluator:
@@ -54,44 +52,57 @@ class PrefixEvaluator:
     `run` executes one step (of a supernet in eval mode); `batches` gives the search split's images anew at each
     call; of several processes, each gives batches rank, rank + count, ….
     The first `unscored` images of each batch have no labels and are not scored (they calibrate the norms).
-    `executed` counts block executions, one a step and batch. `progress`, if set, is called with the executions of
-    this call so far and those that each of its batches takes.
+    `executed` counts block executions, one a step and batch; `executed_images` one a step and image, unscored ones
+    too. `progress`, if set, is called with those of this call so far, and with how many each image takes.
     """
 
     def __init__(self, run: Run, batches: Batches, unscored: int = 0):
         self.run, self.batches, self.unscored = run, batches, unscored
         self.progress: Callable[[int, int], None] | None = None
-        self.executed = 0
+        self.executed = self.executed_images = 0
+        self._begun = self._planned = 0
 
-    def _tally(self) -> "_Tally":
-        return _Tally(self.unscored)
+    def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
+        self._begin(current, candidates)
+        own, *tallies = (Tally(self.unscored) for _ in (current, *candidates))
+        self._walk(self.batches(), current, candidates, tallies, own)
+        return [Score(correct / count, loss / count) for correct, loss, count in totals([own, *tallies])]
+
+    def _begin(self, current: Selection, candidates: Sequence[Selection]) -> None:
+        self._begun, self._planned = self.executed_images, block_executions(current, candidates)
 
     def _run(self, x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
+        self.executed += len(steps)
+        self.executed_images += len(steps) * len(x)
         for step in steps:
             x = self.run(step, x)
-        self.executed += len(steps)
         return x
 
     @torch.inference_mode()
-    def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
+    def _walk(
+        self,
+        batches: Iterable[Batch],
+        current: Selection,
+        candidates: Sequence[Selection],
+        tallies: Sequence[Tally],
+        own: Tally | None,
+    ) -> None:
+        """One pass over `batches`. Without a tally of its `own` the current network runs as far as it is needed."""
         departing: dict[int, list[int]] = {}
         for i, candidate in enumerate(candidates):
             departing.setdefault(shared_prefix(current, candidate), []).append(i)
-        begun, planned = self.executed, block_executions(current, candidates)
-        tallies = [self._tally() for _ in candidates]
-        own = self._tally()
-        for images, labels in self.batches():
+        last = max(departing, default=0) if own is None else len(current.steps)
+        for images, labels in batches:
             x = images
-            for position, step in enumerate(current.steps):
-                for i in departing.get(position, ()):
+            for position in range(last + 1):
+                for i in departing.get(position, ()):  # the last position is the same network again
                     tallies[i].add(self._run(x, candidates[i].steps[position:]), labels)
-                x = self._run(x, (step,))
-                if self.progress:
-                    self.progress(self.executed - begun, planned)
-            own.add(x, labels)
-            for i in departing.get(len(current.steps), ()):  # the same network again
-                tallies[i].add(x, labels)
-        return _scores([own, *tallies])
+                if position < last:
+                    x = self._run(x, (current.steps[position],))
+                    if self.progress:
+                        self.progress(self.executed_images - self._begun, self._planned)
+            if own is not None:
+                own.add(x, labels)
 
 
 class NaiveEvaluator(PrefixEvaluator):
@@ -99,8 +110,8 @@ class NaiveEvaluator(PrefixEvaluator):
 
     @torch.inference_mode()
     def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
-        tallies = [self._tally() for _ in (current, *candidates)]
+        tallies = [Tally(self.unscored) for _ in (current, *candidates)]
         for images, labels in self.batches():
             for tally, candidate in zip(tallies, (current, *candidates), strict=True):
                 tally.add(self._run(images, candidate.steps), labels)
-        return _scores(tallies)
+        return [Score(correct / count, loss / count) for correct, loss, count in totals(tallies)]

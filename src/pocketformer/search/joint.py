@@ -5,15 +5,16 @@ An algorithm over values: it knows neither the supernet nor the device, only a c
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pocketformer.architecture import Selection
-from pocketformer.errors import WorkError
-from pocketformer.search.frontier import Action, frontier, regrowth
+from pocketformer.errors import UserError, WorkError, first_line
+from pocketformer.search.frontier import Action, frontier
 from pocketformer.search.objective import Objective
 
 Costs = Mapping[str, float]
+CostFunction = Callable[[Selection], Costs]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,14 @@ class Score:
     loss: float
 
 
+# Candidate's number, current selection's score, candidate's score -> what to take the least of; None: never.
+Rank = Callable[[int, Score, Score], tuple | None]
+
+
 class Evaluator(Protocol):
+    """One that also has `race(current, candidates, rank, places)` may leave behind whatever can no longer be among
+    the first `places` by `rank`, with a score that is a bound: its `images` says how many it was given."""
+
     def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
         """Scores of the current selection and then of each candidate."""
         ...
@@ -50,73 +58,104 @@ class State:
     mes: float
     score: Score | None = None  # known once its frontier has been evaluated
 
+    @classmethod
+    def of(cls, selection: Selection, costs: CostFunction, objective: Objective) -> "State":
+        found = costs(selection)
+        return cls(selection, found, objective.mes(found))
+
 
 @dataclass(frozen=True)
 class Move:
-    """One turn of Algorithm 1's loop: the frontier as evaluated at `state`, and the action executed."""
+    """One turn of Algorithm 1's loop: the frontier as evaluated at `state`, and the action executed.
+
+    `chosen` is None where reverse moves were tried and none was taken.
+    """
 
     step: int
     state: State
     evaluated: tuple[Evaluated, ...]
-    chosen: Evaluated
-    phase: str = "slim"  # or "regrow"
+    chosen: Evaluated | None
+    phase: str = "slim"  # or "back", "regrow": `search.reverse`
 
 
 BUDGETS_HOLD = "all budgets hold"
 NOTHING_RAISES_MES = "no action raises MES"
 
 
-def choose(evaluated: Sequence[Evaluated]) -> Evaluated | None:
-    """The action to execute, or None if none raises MES.
+def order(delta_accuracy: float, delta_mes: float) -> tuple[int, float]:
+    """The smaller, the better an action that raises MES.
 
     Algorithm 1 takes argmin dAcc / dMES. The ratio means nothing once an action costs no accuracy, so contract
     6.7 puts those first, the larger MES gain first; among actions that cost accuracy it is the paper's argmin.
-    Ties go to the smaller loss, then to the fixed order of actions.
     """
+    return (0, -delta_mes) if delta_accuracy >= 0 else (1, -delta_accuracy / delta_mes)
+
+
+def ranked(evaluated: Sequence[Evaluated]) -> list[Evaluated]:
+    """The actions that raise MES, best first. Ties go to the smaller loss, then to the fixed order of actions."""
     raising = [e for e in evaluated if e.delta_mes > 0]
+    return sorted(raising, key=lambda e: (order(e.delta_accuracy, e.delta_mes), e.score.loss, e.action))
 
-    def rank(e: Evaluated) -> tuple:
-        drop = -e.delta_accuracy
-        if drop <= 0:
-            return (0, -e.delta_mes, e.score.loss, e.action)
-        return (1, drop / e.delta_mes, e.score.loss, e.action)
 
-    return min(raising, key=rank, default=None)
+def choose(evaluated: Sequence[Evaluated]) -> Evaluated | None:
+    """The action to execute, or None if none raises MES."""
+    return next(iter(ranked(evaluated)), None)
+
+
+def by_price(gains: Sequence[float]) -> Rank:
+    """The same order for an evaluator that races: of candidates by number, given what each gains of MES."""
+
+    def rank(i: int, current: Score, score: Score) -> tuple | None:
+        return (order(score.accuracy - current.accuracy, gains[i]), score.loss, i) if gains[i] > 0 else None
+
+    return rank
 
 
 def evaluate_actions(
     state: State,
     actions: Sequence[tuple[Action, Selection]],
-    costs: Callable[[Selection], Costs],
+    costs: CostFunction,
     evaluator: Evaluator,
     objective: Objective,
+    rank: Callable[[Sequence[float]], Rank] = by_price,
+    places: int = 1,
 ) -> tuple[State, tuple[Evaluated, ...]]:
-    """Scores the current state and every action; raises `WorkError` on a score that is not a number."""
-    current, *scores = evaluator(state.selection, [selection for _, selection in actions])
-    if not all(math.isfinite(x) for s in (current, *scores) for x in (s.accuracy, s.loss)):
-        raise WorkError("the search stopped: a subnet's accuracy or loss is not a finite number")
-    state = State(state.selection, state.costs, state.mes, current)
+    """Scores the current state and every action; raises `WorkError` on a score that is not a number, and if the
+    evaluator fails: what the search has written until then is whole, and it can go on from there."""
+    selections = [selection for _, selection in actions]
+    found = [costs(selection) for selection in selections]
     before = objective.compass(state.costs)
+    gains = [objective.compass(new) - before for new in found]
+    current, *scores = _scores(evaluator, state.selection, selections, rank(gains), places)
     result = []
-    for (action, selection), score in zip(actions, scores, strict=True):
-        new = costs(selection)
-        result.append(
-            Evaluated(
-                action,
-                selection,
-                score,
-                new,
-                score.accuracy - current.accuracy,
-                {name: new[name] - state.costs[name] for name in new},
-                objective.compass(new) - before,
-            )
-        )
-    return state, tuple(result)
+    for (action, selection), score, new, gain in zip(actions, scores, found, gains, strict=True):
+        change = score.accuracy - current.accuracy
+        deltas = {name: new[name] - state.costs[name] for name in new}
+        result.append(Evaluated(action, selection, score, new, change, deltas, gain))
+    return replace(state, score=current), tuple(result)
+
+
+def _scores(
+    evaluator: Evaluator, current: Selection, candidates: list[Selection], rank: Rank, places: int
+) -> list[Score]:
+    try:
+        race = getattr(evaluator, "race", None)
+        scores = race(current, candidates, rank, places) if race else evaluator(current, candidates)
+    except (UserError, WorkError, OSError):  # they say themselves what they are
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {first_line(error)}"
+        raise WorkError(f"the search stopped: its subnets could not be scored ({text})") from error
+    if len(scores) != 1 + len(candidates):
+        raise WorkError(f"the search stopped: {len(scores)} scores for {1 + len(candidates)} subnets")
+    if not all(math.isfinite(x) for s in scores for x in (s.accuracy, s.loss)):
+        raise WorkError("the search stopped: a subnet's accuracy or loss is not a finite number")
+    return scores
 
 
 def joint_search(
     start: Selection,
-    costs: Callable[[Selection], Costs],
+    costs: CostFunction,
     evaluator: Evaluator,
     objective: Objective,
     step: int = 0,
@@ -126,7 +165,7 @@ def joint_search(
     `start` with `step` > 0 continues an earlier trajectory: the moves depend on the state alone. Why the search
     stopped is the generator's return value.
     """
-    state = State(start, costs(start), objective.mes(costs(start)))
+    state = State.of(start, costs, objective)
     while not objective.met(state.costs):
         state, evaluated = evaluate_actions(state, frontier(state.selection), costs, evaluator, objective)
         chosen = choose(evaluated)
@@ -136,26 +175,3 @@ def joint_search(
         yield Move(step, state, evaluated, chosen)
         state = State(chosen.selection, chosen.costs, objective.mes(chosen.costs))
     return BUDGETS_HOLD
-
-
-def regrow(
-    start: Selection,
-    costs: Callable[[Selection], Costs],
-    evaluator: Evaluator,
-    objective: Objective,
-    share: float = 0.9,
-    step: int = 0,
-) -> Iterator[Move]:
-    """Fills what the last slimming step left of the budgets (contract 6.9): while no budget is used to `share`,
-    the reverse move that gains most accuracy among those that keep all budgets."""
-    state = State(start, costs(start), objective.mes(costs(start)))
-    while objective.budgets and max(objective.usage(state.costs).values()) < share:
-        moves = [(a, s) for a, s in regrowth(state.selection) if objective.met(costs(s))]
-        if not moves:
-            return "no larger neighbour fits"
-        state, evaluated = evaluate_actions(state, moves, costs, evaluator, objective)
-        chosen = min(evaluated, key=lambda e: (-e.score.accuracy, e.score.loss, e.action))
-        step += 1
-        yield Move(step, state, evaluated, chosen, "regrow")
-        state = State(chosen.selection, chosen.costs, objective.mes(chosen.costs))
-    return "the binding budget is used"

@@ -1,15 +1,23 @@
-"""The search on disk: `search.jsonl`, one line per evaluated action and per executed action (contract 5)."""
+"""The search on disk: `search.jsonl`, one line per evaluated action and per executed action (contract 5).
+
+Steps count the executed actions of the whole file. An action was executed in the state of the step before it, unless
+its line says the `parent` step: with a beam, and where the search goes on from another state than the last one.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pocketformer.architecture import SearchSpace, Selection
-from pocketformer.search.joint import Costs, Evaluated, Move, Score
+from pocketformer.search.beam import Turn
+from pocketformer.search.joint import Costs, Evaluated, Move, Score, State
+from pocketformer.search.metrics import from_key, to_key
+
+_OTHER_NUMBERS = ("step", "mes", "min_mes")  # of a start line; all its further numbers are costs
 
 
 @dataclass(frozen=True)
 class Point:
-    """One state of a finished trajectory."""
+    """One state of a trajectory, reached by step `step` from that of step `parent`."""
 
     step: int
     selection: Selection
@@ -17,30 +25,45 @@ class Point:
     costs: Costs
     mes: float
     phase: str
+    parent: int = -1
 
 
 def _costs(costs: Costs, prefix: str = "") -> dict:
-    names = {"size": "parameters"}
-    return {prefix + names.get(name, name): value for name, value in costs.items()}
+    return {prefix + to_key(name): value for name, value in costs.items()}
 
 
-def _line(move: Move, e: Evaluated, kind: str, mes: float) -> dict:
+def _images(score: Score) -> dict:
+    """How many images a race gave a subnet, if not all: its accuracy is at most what the line says."""
+    return {"images": score.images} if hasattr(score, "images") else {}
+
+
+def _parent(step: int, parent: int | None) -> dict:
+    return {} if parent in (None, step - 1) else {"parent": parent}
+
+
+def _line(kind: str, step: int, phase: str, e: Evaluated, mes: float, chosen: bool, parent: int | None) -> dict:
     return {
         "type": kind,
-        "step": move.step,
-        "phase": move.phase,
+        "step": step,
+        **_parent(step, parent),
+        "phase": phase,
         "action": e.action.to_dict(),
         "text": str(e.action),
         "selection": e.selection.to_dict(),
         "accuracy": e.score.accuracy,
         "loss": e.score.loss,
+        **_images(e.score),
         **_costs(e.costs),
         "mes": mes,
         "delta_accuracy": e.delta_accuracy,
         **_costs(e.delta_costs, "delta_"),
         "delta_mes": e.delta_mes,
-        "chosen": e is move.chosen,
+        "chosen": chosen,
     }
+
+
+def _before(state: State) -> dict:
+    return {"before": {"accuracy": state.score.accuracy, "loss": state.score.loss, "mes": state.mes}}
 
 
 def start_line(selection: Selection, costs: Costs, mes: float, settings: dict) -> dict:
@@ -48,46 +71,91 @@ def start_line(selection: Selection, costs: Costs, mes: float, settings: dict) -
     return {"type": "start", "step": 0, "selection": selection.to_dict(), **_costs(costs), "mes": mes, **settings}
 
 
-def move_lines(move: Move, mes_of: Callable[[Costs], float]) -> list[dict]:
-    """A move's lines: every evaluated action, then the executed one with the state it was executed in."""
-    lines = [_line(move, e, "evaluated", mes_of(e.costs)) for e in move.evaluated]
-    executed = _line(move, move.chosen, "executed", mes_of(move.chosen.costs))
-    before = {"accuracy": move.state.score.accuracy, "loss": move.state.score.loss, "mes": move.state.mes}
-    return [*lines, {**executed, "before": before}]
+def move_lines(move: Move, mes_of: Callable[[Costs], float], parent: int | None = None) -> list[dict]:
+    """A move's lines: every evaluated action, then the executed one with the state it was executed in, or, of
+    reverse moves, that none was taken."""
+
+    def line(kind: str, e: Evaluated) -> dict:
+        return _line(kind, move.step, move.phase, e, mes_of(e.costs), e is move.chosen, parent)
+
+    lines = [line("evaluated", e) for e in move.evaluated]
+    if move.chosen is None:
+        return [*lines, {"type": "declined", "step": move.step - 1}]
+    return [*lines, {**line("executed", move.chosen), **_before(move.state)}]
+
+
+def turn_lines(turn: Turn, mes_of: Callable[[Costs], float]) -> list[dict]:
+    """A beam's turn: the frontier of every place, then the executed actions, numbered if there are several."""
+    lines, executed = [], {id(k.chosen) for k in turn.kept}
+    first = turn.kept[0].step
+    for x in turn.expanded:
+        for e in x.evaluated:
+            chosen = id(e) in executed
+            lines.append(_line("evaluated", first, "slim", e, mes_of(e.costs), chosen, x.place.step))
+    for i, k in enumerate(turn.kept, 1):
+        line = _line("executed", k.step, "slim", k.chosen, mes_of(k.chosen.costs), True, k.parent.place.step)
+        of = {"place": i, "places": len(turn.kept)} if len(turn.kept) > 1 else {}
+        lines.append({**line, **_before(k.parent.state), **of})
+    return lines
 
 
 def end_line(step: int, status: str) -> dict:
+    """Why a phase ended, and the step of the state that it leaves."""
     return {"type": "end", "step": step, "status": status}
 
 
 def whole_moves(lines: list[dict]) -> list[dict]:
-    """The lines without those of a move that a kill cut short."""
-    last = max((i for i, line in enumerate(lines) if line["type"] != "evaluated"), default=-1)
+    """The lines without those of a move, or of a beam's turn, that a kill cut short."""
+
+    def completes(line: dict) -> bool:
+        return line["type"] != "evaluated" and line.get("place") == line.get("places")
+
+    last = max((i for i, line in enumerate(lines) if completes(line)), default=-1)
     return lines[: last + 1]
 
 
+def last_turn(lines: list[dict]) -> list[int]:
+    """Steps of the states that the last turn of a beam led to; that of the start if there was none."""
+    steps: list[int] = []
+    for line in reversed(lines):
+        if line["type"] == "executed":
+            steps.insert(0, line["step"])
+        elif steps:
+            break
+    return steps or [0]
+
+
 def points(space: SearchSpace, lines: list[dict]) -> list[Point]:
-    """The states of a trajectory in order, the start first."""
-    found = []
+    """The states of a trajectory in the order of their steps, the start first."""
+    found: list[Point] = []
+    names: list[str] = []
     executed = [line for line in lines if line["type"] == "executed"]
     for line in lines:
         if line["type"] == "start":
+            names = [k for k, v in line.items() if isinstance(v, int | float) and k not in _OTHER_NUMBERS]
             score = executed[0]["before"] if executed else {"accuracy": float("nan"), "loss": float("nan")}
-            found.append(_point(space, line, score, "slim"))
+            found.append(_point(space, line, names, score, "slim"))
         elif line["type"] == "executed":
-            found.append(_point(space, line, line, line["phase"]))
+            found.append(_point(space, line, names, line, line["phase"]))
     return found
 
 
-def _point(space: SearchSpace, line: dict, score: dict, phase: str) -> Point:
-    costs = {"size": line["parameters"], "latency": line["latency"]}
-    if "memory" in line:
-        costs["memory"] = line["memory"]
+def _point(space: SearchSpace, line: dict, names: list[str], score: dict, phase: str) -> Point:
     return Point(
         line["step"],
         Selection.from_dict(space, line["selection"]),
         Score(score["accuracy"], score["loss"]),
-        costs,
+        {from_key(name): line[name] for name in names},
         line["mes"],
         phase,
+        line.get("parent", line["step"] - 1),
     )
+
+
+def path_to(points: list[Point], step: int) -> list[Point]:
+    """The states from the start to the one that `step` led to."""
+    by_step, path = {p.step: p for p in points}, []
+    while step in by_step:
+        path.insert(0, by_step[step])
+        step = by_step[step].parent
+    return path

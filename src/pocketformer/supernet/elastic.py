@@ -25,6 +25,8 @@ class ElasticConv(nn.Conv2d):
 
     def slice(self, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
         depthwise = self.groups > 1
+        if outputs == self.out_channels and (depthwise or inputs == self.in_channels):
+            return self.weight, self.bias  # the gradient of a slice is written into zeros of the whole
         weight = self.weight[:inputs] if depthwise else self.weight[:outputs, :inputs]
         return weight, self.bias[:outputs]
 
@@ -211,6 +213,11 @@ class ElasticAttentionDownsampling(nn.Module):
             self.stride,
             self.heads,
         )
+
+
+def norms_of(block: nn.Module, switch: str) -> list[SwitchNorm]:
+    """The norms that an elastic block runs at a switch."""
+    return [layer.norms[switch] for layer in block.modules() if isinstance(layer, ElasticConvNorm)]
 
 
 def shared(block: nn.Module, static: nn.Module, switch: str) -> dict[str, torch.Tensor]:

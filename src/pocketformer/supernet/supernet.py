@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from timm.layers import trunc_normal_
@@ -11,7 +12,7 @@ from pocketformer.architecture import Architecture, SearchSpace, Selection, Step
 from pocketformer.architecture import blocks as values
 from pocketformer.errors import UserError
 from pocketformer.models import Network, create_model
-from pocketformer.models.stage import drop_path_rates
+from pocketformer.models.stage import checkpointed, drop_path_rates
 from pocketformer.supernet import elastic
 
 
@@ -45,6 +46,7 @@ class Supernet(nn.Module):
         self.space = space
         self.num_classes, self.distilled, self.in_chans = num_classes, distilled, in_chans
         self.distilled_training = False
+        self.grad_checkpointing = False
         steps = space.whole.steps
         layers = space.largest.blocks(num_classes=num_classes, distilled=distilled, in_chans=in_chans)
         rates = iter(drop_path_rates([s.kind for s in steps if s.slot >= 0], drop_path))
@@ -111,9 +113,18 @@ class Supernet(nn.Module):
         return nn.functional.linear(x, head.weight[:, : x.shape[1]], head.bias)
 
     def forward(self, x: torch.Tensor, subnet: Architecture | Selection):
+        recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for step in self.select(subnet).steps:
-            x = self.run(step, x)
+            if recompute and step.slot >= 0:
+                norms = elastic.norms_of(self.block(step), elastic.switch_of(step))
+                x = checkpointed(partial(self.run, step), x, norms)
+            else:
+                x = self.run(step, x)
         return x
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the stages' blocks twice in training instead of keeping their activations."""
+        self.grad_checkpointing = enable
 
     @contextmanager
     def calibrated(self, images: int) -> Iterator[None]:

@@ -1,14 +1,20 @@
-"""What one training step computes: a single network, with or without a teacher, or the sandwich of a supernet."""
+"""What one training step computes: a single network, with or without a teacher, or subnets of a supernet."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from pocketformer.errors import UserError
 from pocketformer.models import Network
 from pocketformer.supernet import Supernet
-from pocketformer.supernet.sampling import Sandwich
+from pocketformer.supernet.sampling import Rule
 from pocketformer.training.answers import CachedTeacher
 from pocketformer.training.engine import Backward, Figures
+from pocketformer.training.targets import InPlace, LabelLoss, Labels, Targets
+
+NEEDS_LARGEST = (
+    "in-place distillation needs the largest subnet in every step, which uniform sampling does not train: "
+    "learn from the labels, or a teacher, alone (--plain)"
+)
 
 
 class SingleTask:
@@ -16,7 +22,7 @@ class SingleTask:
 
     def __init__(self, model: nn.Module, label_smoothing: float = 0.0):
         self.model = model
-        self._loss = _LabelLoss(label_smoothing)
+        self._loss = LabelLoss(label_smoothing)
 
     def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures:
         logits = self.model(images)
@@ -43,7 +49,7 @@ class DistillationTask:
         self._task = TokenDistillationTask(
             model,
             teacher,
-            criterion=_LabelLoss(label_smoothing),
+            criterion=LabelLoss(label_smoothing),
             distill_type=kind,
             task_loss_weight=0.5,
             device=next(model.parameters()).device,
@@ -60,40 +66,30 @@ class DistillationTask:
 
 
 class SandwichTask:
-    """The sandwich rule (paper Alg. 1): the sampled subnets' gradients add up, then one optimiser step.
+    """Several subnets of a supernet in one step (paper Alg. 1): those of `rule`, learning from `targets`; their
+    gradients add up, then one optimiser step.
 
-    With `in_place` the largest subnet learns from the labels and the others from its detached output (our default
-    departure, contract 6.6); without it, all learn from the labels, as printed in the paper.
+    By default the largest subnet learns from the labels and the others from its detached output, our departure
+    (contract 6.6); `Labels()` is the rule as printed. "loss" is the largest subnet's (without it, the mean of all),
+    "accuracy" that of the first. Raises `UserError` for targets that need the largest of a rule without it.
     """
 
-    def __init__(self, supernet: Supernet, rule: Sandwich, label_smoothing: float = 0.0, in_place: bool = True):
+    def __init__(self, supernet: Supernet, rule: Rule, targets: Targets | None = None):
         self.model, self.rule = supernet, rule
-        self.in_place, self._loss = in_place, _LabelLoss(label_smoothing)
+        self.targets = InPlace(Labels()) if targets is None else targets
+        if self.targets.needs_largest and rule.roles[0] != "largest":
+            raise UserError(NEEDS_LARGEST)
 
     def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures:
-        answers, figures = None, {}
-        for index, subnet in enumerate(self.rule.subnets(step)):
+        criterion, losses, figures = self.targets.of(images, targets), {}, {}
+        for role, subnet in zip(self.rule.roles, self.rule.subnets(step), strict=True):
             logits = self.model(images, subnet)
-            loss = self._loss(logits, targets) if answers is None else F.cross_entropy(logits, answers)
+            loss = criterion(logits)
             backward(loss)
-            if index == 0:
-                answers = logits.detach().softmax(1) if self.in_place else None
-                figures |= _accuracy(logits, targets)
-            names = ("loss", "loss_smallest")
-            figures[names[index] if index < 2 else f"loss_random_{index - 1}"] = loss.detach()
-        return figures
-
-
-class _LabelLoss(nn.Module):
-    """Cross-entropy to labels; the targets of mixed images were smoothed where they were mixed."""
-
-    def __init__(self, label_smoothing: float):
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
-    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+            figures = figures or _accuracy(logits.detach(), targets)
+            losses[role] = loss.detach()
+        mean = torch.stack(list(losses.values())).mean()
+        return {"loss": losses.pop("largest", mean), **figures, **{f"loss_{role}": x for role, x in losses.items()}}
 
 
 def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> Figures:

@@ -1,0 +1,95 @@
+"""After the search: a found network inherits its weights, at once or through the states of its trajectory."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pocketformer import files, ranks
+from pocketformer.architecture import Architecture, Selection
+from pocketformer.pipelines.networks import FinalTraining
+from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.progress import say, stage
+from pocketformer.runs import read_config
+from pocketformer.search.trajectory import points
+from pocketformer.supernet import Supernet
+from pocketformer.training import checkpoint
+from pocketformer.training.batches import Share, train_batches
+from pocketformer.training.engine import Job, train
+from pocketformer.training.mixing import Mixing
+from pocketformer.training.targets import Labels
+from pocketformer.training.tasks import SandwichTask
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A supernet, and the states of a search on it from the largest subnet to a found one."""
+
+    supernet: Supernet
+    num_classes: int
+    states: tuple[Selection, ...]
+
+    @property
+    def found(self) -> Selection:
+        return self.states[-1]
+
+
+def load_searched(folder: Path, architecture: Architecture) -> Searched:
+    """Of a folder of `search` or `design`: up to the last state that has this architecture.
+
+    The blocks that this state kept are the ones whose weights it was chosen for; the architecture alone would stand
+    for the last blocks of each stage (contract 6.4).
+    """
+    lines = files.Lines.read(folder / "search.jsonl")
+    source = folder
+    if not (folder / "supernet" / "model.safetensors").is_file():
+        source = Path(read_config(folder)["settings"]["supernet"])
+    supernet, config = load_supernet(source)
+    states = [point.selection for point in points(supernet.space, lines)]
+    reached = [i for i, state in enumerate(states) if state.architecture == architecture]
+    if not reached:
+        say(f"note: no state of {folder} has that architecture: it takes the last blocks of each stage")
+        states, reached = [supernet.space.select(architecture)], [0]
+    return Searched(supernet, config["num_classes"], tuple(states[: reached[-1] + 1]))
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Which subnet a step of progressive shrinking trains: each state for `steps` steps, in order."""
+
+    states: tuple[Selection, ...]
+    steps: int
+
+    @property
+    def roles(self) -> tuple[str]:
+        return ("state",)
+
+    def subnets(self, step: int) -> tuple[Selection]:
+        return (self.states[min(step // self.steps, len(self.states) - 1)],)
+
+
+def shrink(searched: Searched, final: FinalTraining, folder: Path, steps: int) -> None:
+    """Progressive shrinking: trains each state of the search on labels for `steps` steps before the next one takes
+    its weights over, in the supernet itself. Resumes in `folder`; what is done is not done again."""
+    supernet, done = searched.supernet, folder / "shrunk.safetensors"
+    if not ranks.from_first(done.exists()):
+        data, seed, workers = final.data, final.seed, final.workers
+        batches = train_batches(
+            data.fit if final.validate else data.final,
+            final.recipe.batch_size,
+            supernet.space.resolution,
+            final.recipe.augmentation,
+            seed,
+            share=Share(ranks.rank(), ranks.count()),
+            workers=workers,
+        )
+        walk = Walk(searched.states, steps)
+        recipe = replace(final.recipe, epochs=len(walk.states) * steps / batches.steps_per_epoch, freeze=0)
+        task = SandwichTask(supernet, walk, Labels(recipe.label_smoothing))
+        mix = Mixing(recipe, supernet.num_classes, seed) if recipe.mixes else None
+        with stage("shrink step by step", len(walk.states) * steps) as progress:
+            job = Job(folder / "shrinking", "shrink", final.ledger, progress, final.keep)
+            state = train(task, batches, recipe, job, seed, final.compute, mix)
+        if ranks.first():
+            checkpoint.save_tensors(done, state.averaged)
+        ranks.wait()
+    checkpoint.load_weights(supernet, done)
+    supernet.eval()

@@ -1,0 +1,93 @@
+"""What the subnets of a supernet's step learn from: the labels, a teacher, or the largest of them."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pocketformer.training.pixels import OURS, Normalisation
+
+Loss = Callable[[torch.Tensor], torch.Tensor]  # of logits (B, classes)
+
+
+class LabelLoss(nn.Module):
+    """Cross-entropy to labels; the targets of mixed images were smoothed where they were mixed."""
+
+    def __init__(self, label_smoothing: float):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+class Targets(Protocol):
+    """`of` a batch is the loss of its subnets' logits, which is called once for each subnet, in the rule's order.
+    `needs_largest`: the largest must be the first of them."""
+
+    needs_largest: bool
+
+    def of(self, images: torch.Tensor, labels: torch.Tensor) -> Loss: ...
+
+
+class Labels:
+    """As printed in the paper's Alg. 1: all subnets learn from the labels."""
+
+    needs_largest = False
+
+    def __init__(self, label_smoothing: float = 0.0):
+        self._loss = LabelLoss(label_smoothing)
+
+    def of(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
+        return lambda logits: self._loss(logits, labels)
+
+
+class Taught:
+    """An external teacher: half the loss is the labels', half the cross-entropy to the teacher's answers, its classes
+    (`hard`) or its probabilities (`soft`). It is the loss of a single network's two heads (contract 6.15) on the one
+    head that a supernet has.
+
+    The teacher sees the subnets' images under its own normalisation; it must be in eval mode and on their device.
+    """
+
+    needs_largest = False
+
+    def __init__(self, labels: Labels, teacher: nn.Module, kind: str = "hard", normalisation: Normalisation = OURS):
+        from timm.task import DistillationTeacher
+
+        self._labels, self._kind = labels, kind
+        where = next((weight.device for weight in teacher.parameters()), None)
+        self._teacher = DistillationTeacher(teacher, device=where)
+        self._mean, self._std = (torch.tensor(values, device=where).view(1, -1, 1, 1) for values in normalisation)
+
+    def of(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
+        with torch.no_grad():
+            logits = self._teacher(self._teacher.normalize_input(images, self._mean, self._std))
+            answers = logits.softmax(1) if self._kind == "soft" else logits.argmax(1)
+        given = self._labels.of(images, labels)
+        return lambda logits: 0.5 * given(logits) + 0.5 * F.cross_entropy(logits, answers)
+
+
+class InPlace:
+    """In-place distillation (contract 6.6): the largest subnet learns from `first`, the others from its detached
+    output."""
+
+    needs_largest = True
+
+    def __init__(self, first: Labels | Taught):
+        self._first = first
+
+    def of(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
+        first, answers = self._first.of(images, labels), None
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            nonlocal answers
+            if answers is not None:
+                return F.cross_entropy(logits, answers)
+            answers = logits.detach().softmax(1)
+            return first(logits)
+
+        return loss

@@ -1,0 +1,161 @@
+"""The command `supernet`: what it says of the space and of its norms, its options, and their refusals."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pocketformer import SearchSpace
+from pocketformer.architecture.results import space_costs
+from pocketformer.cli.main import main
+from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
+from pocketformer.files import Lines
+from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.runs import read_config
+
+torch.set_num_threads(1)
+
+TINY = """
+name: tiny
+design: {resolution: 16, stem_strides: [2, 1], stage_strides: [2, 1, 2], attention_strides: [1, 1, 1, 1],
+  activation: [relu, relu, gelu, gelu], heads: 1, key_dim: 4, value_dim: 4, downsampling_heads: 1,
+  downsampling_key_dim: 4, downsampling_value_dim: 4}
+expansions: [1, 2]
+stages:
+  - {depth: 1, widths: [4]}
+  - {depth: 1, widths: [4, 6]}
+  - {depth: 1, widths: [6, 8], attention: true}
+  - {depth: 1, widths: [8], attention: true}
+"""
+CLASSES = ("dark", "grey", "light")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Images, a space, and a latency table made up from multiply-accumulates."""
+    folder, rng = tmp_path_factory.mktemp("supernet"), np.random.default_rng(0)
+    for i in range(48):
+        place = folder / "data" / CLASSES[i % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.normal(60 + 70 * (i % 3), 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{i:02}.png")
+    (folder / "space.yaml").write_text(TINY)
+    space = SearchSpace.load(folder / "space.yaml")
+    entries = {key: Entry(1e-6 * block.macs()) for key, block in space_blocks(space, 3).items()}
+    table = LatencyTable(entries, 0.01, 1.0, Reference("r", 1.0), space.name, 3, space.resolution)
+    table.save(folder / "table.json")
+    return folder
+
+
+@pytest.fixture
+def supernet(shop, capfd):
+    """Runs the command; returns its exit code and what it printed on stdout and stderr."""
+
+    def run(out, *arguments):
+        common = ["supernet", "--data", shop / "data", "--space", shop / "space.yaml", "--epochs", 2]
+        arguments = [str(a).format(table=shop / "table.json") for a in arguments]
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, common), "--batch-size", "8", "--out", str(out), *arguments])
+        return stop.value.code, *capfd.readouterr()
+
+    return run
+
+
+NEAR = ["--sampling", "latency", "--latency", "{table}", "--max-latency", "60%", "--random", 1, "--checkpointing"]
+
+
+def test_it_says_what_the_space_holds_and_what_norms_are_worth(supernet, shop, tmp_path):
+    out = tmp_path / "run"
+    code, text, error = supernet(out, *NEAR, "--json")
+    assert code == 0, error
+    found, space = json.loads(text), SearchSpace.load(shop / "space.yaml")
+    assert space.design.activation == ("relu", "relu", "gelu", "gelu")
+    for name, member in (("largest", space.largest), ("smallest", space.smallest)):
+        macs = member.macs(num_classes=3, distilled=False)
+        assert found[name] == {"parameters": member.parameters(3, False), "macs": macs}
+        before, after = (found["accuracy"][name][key] for key in ("before", "recalibrated"))
+        assert before["split"] == after["split"] == "search"
+        assert before["images"] == after["images"] > 0
+        assert before["loss"] != after["loss"]
+    assert found["accuracy"].keys() == {"largest", "smallest", "random"}
+    assert "paper" not in found
+    settings = read_config(out)["settings"]
+    table = str(shop / "table.json")
+    assert settings["sampling"] == {"name": "latency", "random": 1, "latency": table, "max_latency": "60%"}
+    assert settings["compute"]["checkpointing"]
+    lines = Lines.read(out / "metrics.jsonl")
+    assert {"loss", "loss_smallest", "loss_random_1"} < lines[0].keys()
+    assert "loss_random_2" not in lines[0]
+    assert load_supernet(out)[0].space == space
+
+    steps = len(Lines.read(out / "work.jsonl"))
+    code, text, _ = supernet(out, *NEAR)  # found done: it tells the same
+    assert code == 0
+    assert "random subnet: on search" in text
+    assert f"largest subnet: {found['largest']['parameters']:,} parameters" in text
+    assert re.search(
+        r"on search \(\d+ images, 95 % interval\) .*% with the norms' running statistics, .*re-calibrated", text
+    )
+    assert len(Lines.read(out / "work.jsonl")) == steps
+    code, _, error = supernet(out, "--sampling", "uniform", "--plain")
+    assert code == 2
+    assert "holds another run (compute was" in error
+
+
+def test_uniform_sampling(supernet, tmp_path):
+    code, _, error = supernet(tmp_path / "run", "--sampling", "uniform", "--plain")
+    assert code == 0, error
+    names = {f"loss_random_{i}" for i in range(1, 5)}
+    assert names < Lines.read(tmp_path / "run" / "metrics.jsonl")[0].keys()
+
+
+def test_a_teacher(supernet, tmp_path, monkeypatch):
+    import timm
+
+    torch.manual_seed(0)
+    teacher = timm.create_model("test_resnet", num_classes=3)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    text = f"test_resnet={tmp_path / 'teacher.pth'}"
+    code, _, error = supernet(tmp_path / "run", "--teacher", text, "--distillation", "soft")
+    assert code == 0, error
+    settings = read_config(tmp_path / "run")["settings"]
+    assert (settings["teacher"], settings["distillation"], settings["plain"]) == (text, "soft", False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sampling", "sideways"], "known: sandwich, uniform, latency"),
+        (["--sampling", "uniform"], "--plain"),
+        (["--sampling", "uniform", "--plain", "--random", "0"], "at least 1"),
+        (["--sampling", "latency"], "--latency"),
+        (["--latency", "{table}"], "--sampling latency"),
+        (["--max-latency", "1ms"], "--sampling latency"),
+        (["--sampling", "latency", "--latency", "{table}", "--max-latency", "9x"], "--max-latency '9x'"),
+        (["--sampling", "latency", "--latency", "{table}", "--max-latency", "1us"], "no member of space tiny is near"),
+        (["--sampling", "latency", "--latency", "no.json"], "no.json"),
+        (["--teacher", "resnet_999"], "resnet_999"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(supernet, arguments, words, tmp_path):
+    code, text, error = supernet(tmp_path / "run", *arguments)
+    told = [line for line in error.splitlines() if line.startswith("pocketformer: ")]
+    assert (code, text, len(told)) == (2, "", 1)
+    assert words in told[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_space_stands_beside_the_papers_figures(capfd):
+    space = SearchSpace.named("efficientformerv2")
+    found = space_costs(space)
+    assert found["paper"] == {"parameters": 37_100_000, "macs": 3_570_000_000}
+    assert round(found["largest"]["parameters"] / 1e6, 2) == 36.68
+    assert round(found["largest"]["macs"] / 1e9, 3) == 3.435
+    assert "paper" in space_costs(SearchSpace.from_dict({**space.to_dict(), "name": "mine"}))
+    assert "paper" not in space_costs(SearchSpace.named("pocket64"))
+    with pytest.raises(SystemExit):
+        main(["models"])
+    assert "37.1 M, 3.57 GMACs" in capfd.readouterr().out
