@@ -9,7 +9,7 @@ from pocketformer.pipelines.networks import FinalTraining
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.progress import say, stage
 from pocketformer.runs import read_config
-from pocketformer.search.trajectory import points
+from pocketformer.search.trajectory import path_to, points
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import Share, train_batches
@@ -43,12 +43,13 @@ def load_searched(folder: Path, architecture: Architecture) -> Searched:
     if not (folder / "supernet" / "model.safetensors").is_file():
         source = Path(read_config(folder)["settings"]["supernet"])
     supernet, config = load_supernet(source)
-    states = [point.selection for point in points(supernet.space, lines)]
-    reached = [i for i, state in enumerate(states) if state.architecture == architecture]
-    if not reached:
+    reached = points(supernet.space, lines)
+    steps = [point.step for point in reached if point.selection.architecture == architecture]
+    if not steps:
         say(f"note: no state of {folder} has that architecture: it takes the last blocks of each stage")
-        states, reached = [supernet.space.select(architecture)], [0]
-    return Searched(supernet, config["num_classes"], tuple(states[: reached[-1] + 1]))
+        return Searched(supernet, config["num_classes"], (supernet.space.select(architecture),))
+    states = tuple(point.selection for point in path_to(reached, steps[-1]))  # of a beam, those that led to it
+    return Searched(supernet, config["num_classes"], states)
 
 
 @dataclass(frozen=True)
