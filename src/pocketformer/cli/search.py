@@ -124,4 +124,10 @@ def search(
         f"step {found['step']}: {costs} (latency by the table), MES {found['mes']:.1f}, "
         f"accuracy {found['accuracy']:.1%} on search with the supernet's weights"
     )
+    if "recalibration" in found:
+        before, after = (found["recalibration"][kind] for kind in ("before", "recalibrated"))
+        print(
+            f"accuracy {after['accuracy']:.1%} on search with norms re-calibrated on fit, "
+            f"{before['accuracy']:.1%} with those of the supernet"
+        )
     print(f"architecture: {found['file']}")

@@ -16,7 +16,7 @@ from pocketformer.pipelines.refusals import check_table, refuse_unreachable
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
-from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.pipelines.supernets import load_supernet, recalibration
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
 from pocketformer.search import Objective, Walk
@@ -111,7 +111,8 @@ def search(supernet_folder: Path, goal: Goal, walk: Walk, calibration: int, out:
             raise WorkError(f"the search stopped ({status}) before all budgets held; see {path}")
         if ranks.first():
             found.selection.architecture.save(run.path / "architecture.json")
-    return {**_found(found, run.path / "architecture.json"), "status": status}
+    effect = recalibration(supernet, found.selection, data, config["seed"])
+    return {**_found(found, run.path / "architecture.json"), "status": status, "recalibration": effect}
 
 
 def pick(folder: Path, limits: Mapping[str, Budget], min_mes: float | None) -> dict:
