@@ -7,6 +7,7 @@ import pytest
 
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.errors import UserError
+from pocketformer.pipelines.trainings import default_recipe
 from pocketformer.training.recipe import RECIPES, Recipe
 
 NAMED = pytest.mark.parametrize("name", RECIPES)
@@ -148,3 +149,13 @@ def test_recipes_that_are_not_there(tmp_path):
         Recipe.named("imagnet")
     with pytest.raises(UserError, match=r"mine\.yaml cannot be read: No such file"):
         Recipe.named(str(tmp_path / "mine.yaml"))
+
+
+def test_the_recipe_that_suits(tmp_path):
+    small, large = tmp_path / "small.json", "efficientformerv2_s0"
+    SearchSpace.named("pocket64").smallest.save(small)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "search.jsonl").touch()
+    weights, search = str(tmp_path / "weights.pth"), str(tmp_path / "search")
+    assert [default_recipe(large, init) for init in (None, weights, search)] == ["imagenet", "finetune", "small-images"]
+    assert {default_recipe(str(small), init) for init in (None, weights, search)} == {"small-images"}

@@ -84,8 +84,8 @@ def train(
     Learns from all images but the test split; accuracy on that one is printed at the end. FOLDER gets
     model.safetensors, architecture.json, config.json, results.json, metrics.jsonl and tensorboard/.
 
-    The recipe is finetune with --init of a trained network or weights; else small-images up to 128 px or from a
-    supernet, and imagenet above.
+    The recipe is small-images up to 128 px or from a supernet; above, finetune with --init of a trained network or
+    weights, and imagenet without.
 
     After a search: from scratch without --init; inherited and fine-tuned with --init of the search; with --shrink
     as well, through every state on the way.

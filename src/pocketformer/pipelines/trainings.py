@@ -104,12 +104,14 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
 
 
 def default_recipe(architecture: str, init: str | None) -> str:
-    """The recipe that suits: a name of `RECIPES`."""
-    folders = [] if init is None else [Path(init), Path(init) / "supernet"]
-    if init is not None and not is_search(init) and not any(map(weights.is_supernet, folders)):
-        return "finetune"
-    small = max(load_architecture(architecture).design.resolution) <= 128
-    return "small-images" if small or init is not None else "imagenet"
+    """The recipe that suits: a name of `RECIPES`. Small networks that were trained briefly gain nothing from the low
+    rates of `finetune` (docs/training.md)."""
+    if max(load_architecture(architecture).design.resolution) <= 128:
+        return "small-images"
+    if init is None:
+        return "imagenet"
+    supernets = map(weights.is_supernet, (Path(init), Path(init) / "supernet"))
+    return "small-images" if is_search(init) or any(supernets) else "finetune"
 
 
 def is_search(init: str | None) -> bool:
