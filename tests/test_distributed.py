@@ -81,7 +81,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, kind):
         team = Team(tmp_path / f"output_{count}", count, train_and_tell, tmp_path / str(count), kind, True)
         (tmp_path / str(count)).mkdir(exist_ok=True)
         assert team.end() == [0] * count, team.errors
-    one, first, second = (torch.load(tmp_path / name) for name in ("1/1_0.pt", "2/2_0.pt", "2/2_1.pt"))
+    one, first, second = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("1/1_0.pt", "2/2_0.pt", "2/2_1.pt")
+    )
     for step in range(3):
         a, b, c = (told["gradients"][step] for told in (one, first, second))
         unused = {name for name in a if a[name] is None}
@@ -101,7 +103,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, kind):
 def test_the_norms_of_processes_are_averaged(tmp_path):
     team = Team(tmp_path / "output", 2, train_and_tell, tmp_path, "single", False)
     assert team.end() == [0, 0], team.errors
-    first, second = (torch.load(tmp_path / name) for name in ("2_0.pt", "2_1.pt"))
+    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("2_0.pt", "2_1.pt"))
     assert_equal(first["state"], second["state"])
     assert_equal(first["state"], checkpoint.load_last(tmp_path / "run" / "last.ckpt")["model"])
     lines = Lines.read(tmp_path / "run" / "work.jsonl")
