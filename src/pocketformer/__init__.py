@@ -19,6 +19,7 @@ _HOME = {
     "fuse": "deploy",
     "load_checkpoint": "models",
     "mes": "search",
+    "MetaPathSupernet": "supernet",
     "Supernet": "supernet",
 }
 __all__ = sorted(_HOME)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from pocketformer.architecture import metapath
 from pocketformer.architecture.architecture import Architecture
 from pocketformer.architecture.stage import FFN, Attention, Stage
 from pocketformer.errors import UserError
@@ -23,6 +24,7 @@ class Step(NamedTuple):
     in_width: int
     width: int
     expansion: float = 0
+    tokens: bool = False  # an FFN or the head of V1's design behind an attention block: MB3D's MLP, a LayerNorm
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Selection:
             for expansion in self.expansions[j]:
                 if expansion not in self.space.expansions:
                     raise UserError(f"{where}: expansion {expansion:g} is not in {list(self.space.expansions)}")
+        if self.space.metapath:
+            metapath.check(self)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -69,17 +73,20 @@ class Selection:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The layers to execute, from stem to head."""
+        v1, tokens = self.space.design.attention == "tokens", False
         steps = [Step("stem", 0, -1, 0, self.widths[0])]
         for j, width in enumerate(self.widths):
             if j > 0:
                 steps.append(Step("downsampling", j, -1, self.widths[j - 1], width))
-            ratio = iter(self.expansions[j])
+            ratio, tokens = iter(self.expansions[j]), False
             for slot in self.kept[j]:
                 if self.space.stages[j].is_attention(slot):
+                    tokens = v1
                     steps.append(Step("attention", j, slot, width, width))
                 else:
-                    steps.append(Step("ffn", j, slot, width, width, next(ratio)))
-        return (*steps, Step("head", len(self.widths) - 1, -1, self.widths[-1], self.widths[-1]))
+                    steps.append(Step("ffn", j, slot, width, width, next(ratio), tokens))
+        last = self.widths[-1]
+        return (*steps, Step("head", len(self.widths) - 1, -1, last, last, tokens=tokens))
 
     def expansion(self, stage: int, slot: int) -> float:
         """The expansion of a kept FFN slot."""
@@ -97,18 +104,42 @@ class Selection:
             expansions=(*self.expansions[:stage], expansions, *self.expansions[stage + 1 :]),
         )
 
+    def may_lose(self, stage: int, slot: int) -> bool:
+        """Whether it may be `without` a kept slot."""
+        offer = self.space.stages[stage]
+        if not offer.is_attention(slot):
+            return sum(not offer.is_attention(s) for s in self.kept[stage]) > 1
+        if not self.space.metapath:
+            return True
+        first = metapath.first_global(self)
+        return (first.stage, first.slot - 1) == (stage, slot)
+
+    def may_gain(self, stage: int, slot: int) -> bool:
+        """Whether it may be `with_slot`, one that is not kept."""
+        if not self.space.metapath or not self.space.stages[stage].is_attention(slot):
+            return True
+        last = metapath.last_local(self)
+        return last is not None and (last.stage, last.slot - 1) == (stage, slot)
+
     def without(self, stage: int, slot: int) -> Selection:
-        """The same without one kept slot."""
+        """The same without one kept slot; of an EfficientFormer's blocks an FFN takes its attention along."""
         ratios = self._ratios(stage)
         ratios.pop(slot, None)
-        return self._with_stage(stage, tuple(s for s in self.kept[stage] if s != slot), ratios)
+        gone = {slot}
+        if self.space.metapath and slot - 1 >= 0 and self.space.stages[stage].is_attention(slot - 1):
+            gone.add(slot - 1)
+        return self._with_stage(stage, tuple(s for s in self.kept[stage] if s not in gone), ratios)
 
     def with_slot(self, stage: int, slot: int, expansion: float | None = None) -> Selection:
-        """The same with one more slot kept (an FFN needs its expansion)."""
+        """The same with one more slot kept (an FFN needs its expansion); an EfficientFormer's block behind an MB3D
+        comes back as an MB3D."""
         ratios = self._ratios(stage)
+        new = {slot}
         if expansion is not None:
             ratios[slot] = expansion
-        return self._with_stage(stage, tuple(sorted({*self.kept[stage], slot})), ratios)
+            if self.space.metapath and metapath.comes_back_on_tokens(self, stage, slot):
+                new.add(slot - 1)
+        return self._with_stage(stage, tuple(sorted({*self.kept[stage], *new})), ratios)
 
     def with_expansion(self, stage: int, slot: int, expansion: float) -> Selection:
         return self._with_stage(stage, self.kept[stage], {**self._ratios(stage), slot: expansion})

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pocketformer.architecture import metapath
 from pocketformer.architecture.architecture import Architecture
 from pocketformer.architecture.design import Design, Grid
 from pocketformer.architecture.selection import Selection
@@ -50,7 +51,8 @@ class SearchSpace:
     """The set of architectures that a supernet can execute.
 
     `smallest` is the member that the sandwich trains as its minimum (contract 6.3: by default S0-like, not the
-    absolute minimum); `minimum` is the absolute one.
+    absolute minimum); `minimum` is the absolute one. With `metapath` only EfficientFormers (V1) are members, whose
+    attention blocks come with their FFNs and at the network's end: `architecture.metapath`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SearchSpace:
     expansions: tuple[float, ...] = (1, 2, 3, 4)
     design: Design = field(default_factory=Design)
     smallest: Architecture | None = None
+    metapath: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -66,6 +69,10 @@ class SearchSpace:
             raise UserError(f"space {self.name}: expansions must be ascending, not {list(self.expansions)}")
         if not all(0 < e < math.inf for e in self.expansions):
             raise UserError(f"space {self.name}: expansions must be above zero, not {list(self.expansions)}")
+        if not isinstance(self.metapath, bool):
+            raise UserError(f"space {self.name}: metapath must be true or false, not {self.metapath!r}")
+        if self.metapath:
+            metapath.check_space(self)
         if self.smallest is None:
             object.__setattr__(self, "smallest", self.minimum.architecture)
         self.select(self.smallest)  # must be a member
@@ -105,7 +112,7 @@ class SearchSpace:
     def from_dict(cls, values: Any, where: str = "space") -> SearchSpace:
         if not isinstance(values, dict) or "stages" not in values:
             raise UserError(f"search space {where}: needs 'stages'")
-        if unknown := sorted(set(values) - {"name", "stages", "expansions", "design", "smallest"}):
+        if unknown := sorted(set(values) - {"name", "stages", "expansions", "design", "smallest", "metapath"}):
             raise UserError(f"search space {where}: unknown entry {unknown[0]!r}")
         try:
             design = Design.from_dict(values.get("design", {}))
@@ -116,7 +123,8 @@ class SearchSpace:
             elif smallest is not None:
                 design_of_space = {"design": design.__dict__}
                 smallest = Architecture.from_dict({**design_of_space, "stages": smallest}, where)
-            return cls(values.get("name", where), stages, values.get("expansions", (1, 2, 3, 4)), design, smallest)
+            rest = values.get("expansions", (1, 2, 3, 4)), design, smallest, values.get("metapath", False)
+            return cls(values.get("name", where), stages, *rest)
         except (TypeError, AttributeError) as error:
             raise UserError(f"search space {where}: {error}") from None
 
@@ -129,6 +137,7 @@ class SearchSpace:
             "expansions": list(self.expansions),
             "stages": [{"depth": s.depth, "widths": list(s.widths), "attention": s.attention} for s in self.stages],
             "smallest": self.smallest.to_dict()["stages"],
+            **({"metapath": True} if self.metapath else {}),
         }
 
     @property
@@ -204,10 +213,15 @@ class SearchSpace:
 
     def sample_selection(self, seed: int | random.Random) -> Selection:
         """Contract 6.6: per stage the number of FFNs and of attention blocks uniform, then which; widths and
-        expansions uniform."""
+        expansions uniform. Of EfficientFormers: `metapath.draw`."""
         import random
 
         rng = seed if isinstance(seed, random.Random) else random.Random(seed)
+        if self.metapath:
+            chosen = tuple(rng.choice(stage.widths) for stage in self.stages)
+            slots = metapath.draw(self, rng)
+            counts = [sum(not s.is_attention(i) for i in kept) for s, kept in zip(self.stages, slots, strict=True)]
+            return Selection(self, chosen, slots, tuple(tuple(rng.choices(self.expansions, k=n)) for n in counts))
         widths, kept, expansions = [], [], []
         for stage in self.stages:
             widths.append(rng.choice(stage.widths))

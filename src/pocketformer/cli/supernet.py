@@ -14,6 +14,12 @@ def _samplings() -> tuple[str, ...]:
     return SAMPLINGS
 
 
+def _noises() -> tuple[str, ...]:
+    from pocketformer.supernet.gumbel import NOISES
+
+    return NOISES
+
+
 def supernet(
     data: options.Data,
     out: options.Out,
@@ -49,6 +55,22 @@ def supernet(
             "distillation, in which all but the largest learn from the largest.",
         ),
     ] = False,
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="gumbel|paper",
+            callback=options.one_of(_noises),
+            help="What explores the blocks of a V1 supernet: Gumbel noise, or U(0, 1) as its paper prints.",
+        ),
+    ] = "gumbel",
+    alpha_rate: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            callback=options.above_zero,
+            help="Learning rate of a V1 supernet's choices, as a multiple of the weights'.",
+        ),
+    ] = 10.0,
     teacher: options.Teacher = None,
     distillation: training.Distillation = "hard",
     drop_path: options.DropPath = None,
@@ -62,7 +84,9 @@ def supernet(
     bad_images: options.BadImages = "refuse",
     json: options.Json = False,
 ) -> None:
-    """Train the supernet of a space by the sandwich rule.
+    """Train the supernet of a space.
+
+    By the sandwich rule; that of V1's spaces (efficientformer, metapath32) by Gumbel softmax, all blocks at once.
 
     Also under `torchrun`.
 
@@ -75,8 +99,9 @@ def supernet(
       pocketformer supernet --data photos --space pocket64 --epochs 60 --out runs/supernet
       pocketformer supernet --data photos --sampling latency --latency table.json \\
         --max-latency 0.9ms --out runs/near
+      pocketformer supernet --data photos --space metapath32 --epochs 60 --out runs/metapath
     """
-    from pocketformer.pipelines.sampling import Sampling
+    from pocketformer.pipelines.sampling import Choice, Sampling
     from pocketformer.pipelines.supernets import supernet_run
 
     found = supernet_run(
@@ -88,6 +113,7 @@ def supernet(
         plain=plain,
         teacher=teacher,
         distillation=distillation,
+        choice=Choice(noise, alpha_rate),
         seed=seed,
         bad_images=bad_images,
         workers=workers,
@@ -96,10 +122,10 @@ def supernet(
     if json:
         options.print_json(found)
         return
-    print(
-        f"{out}: supernet of {found['space']}, {found['shared_parameters']:,} parameters "
-        "(shared weights, and the norms of every switch)"
-    )
+    what = "shared weights, and the norms of every switch"
+    if "entropy" in found:
+        what = f"every block at the largest width; their choice has an entropy of {found['entropy']:.3f} nats"
+    print(f"{out}: supernet of {found['space']}, {found['shared_parameters']:,} parameters ({what})")
     for name in found["accuracy"]:
         print(_described(name, found))
 

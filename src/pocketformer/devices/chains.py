@@ -2,14 +2,15 @@
 
 A block alone costs more than within a network: the runtime changes the layout at both ends and starts a
 session. Hence differences: an FFN costs (four in a row - one) / 3, and one - that is the overhead at the
-ends. An attention block beside another costs less than between FFNs, where it mostly is; hence it alternates
-with FFNs, whose cost is known. Any other block is timed once between FFNs, costs and overheads known.
+ends. An attention block beside another costs less than in front of FFNs, where it mostly is; hence it alternates
+with those, whose cost is known (in V1's design they are MB3D). Any other block is timed once between FFNs, costs and
+overheads known.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pocketformer.architecture import FFN, SearchSpace, placement
+from pocketformer.architecture import FFN, Attention, SearchSpace, placement
 from pocketformer.architecture.blocks import BlockValue, Grid
 from pocketformer.devices.table import space_blocks
 
@@ -46,18 +47,18 @@ def space_chains(space: SearchSpace, num_classes: int) -> list[Chain]:
         if block.kind in ("ffn", "attention"):
             unit = (block,)
             if block.kind == "attention":
-                unit = (block, _ffn(space, block.width, block.grid))
+                unit = (block, _ffn(space, block.width, block.grid, (Attention(),)))
             pairs += [Chain(block, unit), Chain(block, unit, _REPEATS)]
         else:
             singles.append(Chain(block, _between_ffns(space, block)))
     return pairs + singles
 
 
-def _ffn(space: SearchSpace, width: int, grid: Grid) -> BlockValue:
-    """The cheapest FFN of the space at a width and grid."""
+def _ffn(space: SearchSpace, width: int, grid: Grid, before: tuple[Attention, ...] = ()) -> BlockValue:
+    """The cheapest FFN of the space at a width and grid, behind those blocks."""
     for j, stage in enumerate(space.stages):
-        if space.grids[j] == grid and width in stage.widths:
-            return placement.block(space.design, j, width, FFN(space.expansions[0]), grid)
+        if space.grids[j] == grid and width in stage.widths and (stage.attention or not before):
+            return placement.block(space.design, j, width, FFN(space.expansions[0]), grid, before)
     raise AssertionError(f"no stage of width {width} at {grid}")  # space_blocks takes them from the stages
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from pocketformer.architecture import Architecture, SearchSpace
+from pocketformer.architecture import Architecture, SearchSpace, metapath
 from pocketformer.architecture.published import NAMES
 from pocketformer.architecture.selection import Selection
 from pocketformer.devices.chains import Chain, space_chains
@@ -104,13 +104,19 @@ def _between(space: SearchSpace, rng: random.Random) -> Selection:
         place = (choices - 1) * (share + rng.uniform(-0.25, 0.25))
         return min(max(round(place), 0), choices - 1)
 
-    widths, kept, expansions = [], [], []
+    widths, kept, expansions, places, room = [], [], [], [], 0
     for stage in space.stages:
         widths.append(stage.widths[near(len(stage.widths))])
         ffns = [slot for slot in range(stage.slots) if not stage.is_attention(slot)]
         attentions = [slot for slot in range(stage.slots) if stage.is_attention(slot)]
         chosen = rng.sample(ffns, 1 + near(len(ffns)))
         expansions.append(tuple(space.expansions[near(len(space.expansions))] for _ in chosen))
+        places.append([ffns.index(slot) for slot in chosen])
+        if space.metapath:
+            room += len(chosen) if stage.attention else 0
+            continue
         chosen += rng.sample(attentions, near(len(attentions) + 1))
         kept.append(tuple(sorted(chosen)))
+    if space.metapath:
+        kept = metapath.kept_slots(space, places, near(room + 1))
     return Selection(space, tuple(widths), tuple(kept), tuple(expansions))

@@ -1,5 +1,7 @@
-"""Which subnets a supernet's training runs, as a command line says it, and the rule that it becomes."""
+"""Which subnets a supernet's training runs, as a command line says it, and the rule that it becomes; of V1's supernet,
+how it chooses between blocks."""
 
+import math
 from dataclasses import asdict, dataclass
 
 from pocketformer.architecture import SearchSpace
@@ -7,9 +9,28 @@ from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError
 from pocketformer.pipelines.refusals import check_table
 from pocketformer.pipelines.settings import parse_budget
+from pocketformer.supernet.gumbel import NOISES
+from pocketformer.supernet.metapath import ALPHA_RATE
 from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich, Uniform
 
 SAMPLINGS = ("sandwich", "uniform", "latency")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of a MetaPath supernet (V1): the `noise` of its Gumbel softmax, and how fast alpha learns beside the weights."""
+
+    noise: str = "gumbel"
+    alpha_rate: float = ALPHA_RATE
+
+    def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise UserError(f"noise {self.noise!r} is unknown; known: {', '.join(NOISES)}")
+        if not 0 < self.alpha_rate < math.inf:
+            raise UserError(f"alpha's rate must be above zero, not {self.alpha_rate:g}")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
 
 
 @dataclass(frozen=True)

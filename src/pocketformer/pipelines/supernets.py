@@ -11,11 +11,13 @@ from pocketformer.architecture.results import space_costs
 from pocketformer.errors import UserError
 from pocketformer.pipelines.images import open_images, say_unreadable
 from pocketformer.pipelines.networks import as_result, recalibrated_score
-from pocketformer.pipelines.sampling import Sampling
+from pocketformer.pipelines.sampling import Choice, Sampling
 from pocketformer.pipelines.settings import stored_size
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger, Run, check_folder
-from pocketformer.supernet import Supernet
+from pocketformer.supernet import MetaPathSupernet, Supernet, new_supernet
+from pocketformer.supernet.channels import sort_channels
+from pocketformer.supernet.gumbel import Exploration
 from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import Share, train_batches
@@ -26,7 +28,7 @@ from pocketformer.training.evaluation import evaluate
 from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
 from pocketformer.training.targets import InPlace, Labels, Targets, Taught
-from pocketformer.training.tasks import NEEDS_LARGEST, SandwichTask
+from pocketformer.training.tasks import NEEDS_LARGEST, MetaPathTask, SandwichTask
 from pocketformer.training.teachers import load_teacher
 
 
@@ -40,23 +42,22 @@ def train_supernet(
     *,
     rule: Rule | None = None,
     targets: Targets | None = None,
+    choice: Choice | None = None,
     about: dict | None = None,
     compute: Compute | None = None,
     workers: int = 0,
-) -> Supernet:
-    """Trains the supernet, by the sandwich rule and with in-place distillation unless others are given; or returns it
-    if that is already done. `about` is kept in its `config.json` (how the data was opened), so that the folder can be
-    searched alone."""
+) -> Supernet | MetaPathSupernet:
+    """Trains the supernet, V2's by the sandwich rule and with in-place distillation unless others are given, V1's by
+    Gumbel softmax as `choice` says; or returns it if that is already done. `about` is kept in its `config.json` (how
+    the data was opened), so that the folder can be searched alone."""
     if ranks.from_first((folder / "model.safetensors").exists()):
         return load_supernet(folder)[0]
     torch.manual_seed(seed)
-    supernet = Supernet(
-        space,
-        len(data.classes),
-        distilled=False,
-        drop_path=recipe.drop_path_of(space.largest),
-        layer_scale=recipe.layer_scale,
-    )
+    options = {"drop_path": recipe.drop_path_of(space.largest), "layer_scale": recipe.layer_scale}
+    choice = choice or Choice()
+    if space.metapath:
+        options["alpha_rate"] = choice.alpha_rate
+    supernet = new_supernet(space, len(data.classes), **options)
     batches = train_batches(
         data.fit,
         recipe.batch_size,
@@ -67,13 +68,17 @@ def train_supernet(
         workers=workers,
     )
     compute = compute or Compute()
-    task = SandwichTask(
-        supernet, rule or Sandwich(space, seed=seed), targets or InPlace(Labels(recipe.label_smoothing))
-    )
+    labels, steps = Labels(recipe.label_smoothing), planned_steps(batches, recipe)
+    if space.metapath:
+        task = MetaPathTask(supernet, Exploration(steps, seed, choice.noise), targets or labels)
+    else:
+        task = SandwichTask(supernet, rule or Sandwich(space, seed=seed), targets or InPlace(labels))
     mix = Mixing(recipe, len(data.classes), seed) if recipe.mixes else None
-    with stage("train the supernet", planned_steps(batches, recipe)) as progress:
+    with stage("train the supernet", steps) as progress:
         state = train(task, batches, recipe, Job(folder, "supernet", ledger, progress), seed, compute, mix)
     if ranks.first():
+        if space.metapath:
+            sort_channels(state.averaged)
         config = {"space": space.to_dict(), "num_classes": len(data.classes), "classes": list(data.classes)}
         files.write_json(folder / "config.json", {**config, **(about or {})})
         checkpoint.save_tensors(folder / "model.safetensors", state.averaged)
@@ -81,7 +86,7 @@ def train_supernet(
     return load_supernet(folder)[0]
 
 
-def load_supernet(folder: str | os.PathLike) -> tuple[Supernet, dict]:
+def load_supernet(folder: str | os.PathLike) -> tuple[Supernet | MetaPathSupernet, dict]:
     """A trained supernet in eval mode, and its `config.json`. Takes the folder of `supernet` or of `design`."""
     folder = Path(folder)
     if (folder / "supernet" / "model.safetensors").exists():
@@ -92,7 +97,7 @@ def load_supernet(folder: str | os.PathLike) -> tuple[Supernet, dict]:
     if "space" not in config:
         raise UserError(f"{folder} holds a single network, not a supernet")
     space = SearchSpace.from_dict(config["space"], str(folder / "config.json"))
-    supernet = Supernet(space, config["num_classes"], distilled=False).to(memory_format=torch.channels_last)
+    supernet = new_supernet(space, config["num_classes"]).to(memory_format=torch.channels_last)
     checkpoint.load_weights(supernet, folder / "model.safetensors")
     return supernet.eval(), config
 
@@ -116,13 +121,19 @@ def supernet_run(
     plain: bool = False,
     teacher: str | None = None,
     distillation: str = "hard",
+    choice: Choice | None = None,
     seed: int = 0,
     bad_images: str = "refuse",
     workers: int = 2,
     compute: Compute | None = None,
 ) -> dict:
-    """`supernet` on its own: trains in a run's folder, or resumes there. `plain`: no in-place distillation."""
-    sampling, compute = sampling or Sampling(), compute or Compute()
+    """`supernet` on its own: trains in a run's folder, or resumes there. `plain`: no in-place distillation, which V1's
+    has none of; `choice` is of V1's alone."""
+    sampling, choice, compute = sampling or Sampling(), choice or Choice(), compute or Compute()
+    if space.metapath and sampling != Sampling():
+        raise UserError(f"space {space.name} is of EfficientFormers (V1), whose supernet draws no subnets (--sampling)")
+    if not space.metapath and choice != Choice():
+        raise UserError(f"--noise and --alpha-rate are for spaces of EfficientFormers (V1), which {space.name} is not")
     if sampling.name == "uniform" and not plain:
         raise UserError(NEEDS_LARGEST)
     about = {"data": source, "seed": seed, "bad_images": bad_images}
@@ -135,6 +146,7 @@ def supernet_run(
         "teacher": teacher,
         "distillation": distillation,
         "compute": compute.to_dict(),
+        **({"choice": choice.to_dict()} if space.metapath else {}),
     }
     check_folder(out, "supernet", settings)
     images = open_images(source, stored_size(space), seed, bad_images, workers, as_they_are=bool(recipe.randaugment))
@@ -143,7 +155,7 @@ def supernet_run(
     if teacher is not None:
         guide = load_teacher(teacher, images.classes, space.resolution).to(compute.where)
         targets = Taught(targets, guide, distillation)
-    targets = targets if plain else InPlace(targets)
+    targets = targets if plain or space.metapath else InPlace(targets)
     with Run(out, "supernet", settings) as run:
         run.record(data_fingerprint=images.fingerprint, split_fingerprint=images.split_fingerprint)
         if isinstance(rule, LatencyAware):
@@ -157,6 +169,7 @@ def supernet_run(
             run.ledger,
             rule=rule,
             targets=targets,
+            choice=choice,
             about=about,
             compute=compute,
             workers=workers,
@@ -167,7 +180,8 @@ def supernet_run(
     costs = space_costs(space, len(images.classes), distilled=False)
     if "paper" in costs:
         costs["as_published"] = space_costs(space)["largest"]
-    return {"supernet": str(out), "space": space.name, "shared_parameters": numbers, **costs, "accuracy": scores}
+    found = {"supernet": str(out), "space": space.name, "shared_parameters": numbers, **costs, "accuracy": scores}
+    return {**found, "entropy": net.entropy().item()} if space.metapath else found
 
 
 def _scores(folder: Path, supernet: Supernet, data: Data, seed: int) -> dict:

@@ -15,7 +15,7 @@ from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.pipelines.trained import is_weights_alone, load_architecture, size_to_store
 from pocketformer.progress import say
 from pocketformer.runs import Run, check_folder
-from pocketformer.supernet import Supernet
+from pocketformer.supernet import MetaPathSupernet, Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.answers import Cache
 from pocketformer.training.compute import Compute
@@ -157,7 +157,7 @@ def _initialised(
         return final.fresh(described)
     if isinstance(source, Searched):
         return final.inherit(source.supernet, source.found)
-    if isinstance(source, Supernet):
+    if isinstance(source, Supernet | MetaPathSupernet):
         return final.inherit(source, source.select(described))
     model = final.fresh(described)
     for note in checkpoints.fit(model, source, init).notes:

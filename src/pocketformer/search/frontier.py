@@ -39,9 +39,8 @@ def frontier(selection: Selection) -> list[tuple[Action, Selection]]:
         if (index := offer.widths.index(width)) > 0:
             smaller = offer.widths[index - 1]
             found.append((Action(j, -1, "width", smaller), selection.with_width(j, smaller)))
-        ffns = [slot for slot in selection.kept[j] if not offer.is_attention(slot)]
         for slot in selection.kept[j]:
-            if offer.is_attention(slot) or len(ffns) > 1:
+            if selection.may_lose(j, slot):
                 found.append((Action(j, slot, "depth"), selection.without(j, slot)))
             if not offer.is_attention(slot):
                 index = space.expansions.index(selection.expansion(j, slot))
@@ -63,8 +62,9 @@ def regrowth(selection: Selection) -> list[tuple[Action, Selection]]:
             found.append((Action(j, -1, "width", wider), selection.with_width(j, wider)))
         for slot in range(offer.slots):
             if slot not in selection.kept[j]:
-                expansion = None if offer.is_attention(slot) else space.expansions[0]
-                found.append((Action(j, slot, "depth", 1), selection.with_slot(j, slot, expansion)))
+                if selection.may_gain(j, slot):
+                    expansion = None if offer.is_attention(slot) else space.expansions[0]
+                    found.append((Action(j, slot, "depth", 1), selection.with_slot(j, slot, expansion)))
             elif not offer.is_attention(slot):
                 index = space.expansions.index(selection.expansion(j, slot))
                 if index + 1 < len(space.expansions):

@@ -14,11 +14,14 @@ from pocketformer.errors import UserError
 from pocketformer.models import Network, create_model
 from pocketformer.models.stage import checkpointed, drop_path_rates
 from pocketformer.supernet import elastic
+from pocketformer.supernet.extraction import places
 
 
 def _check(space: SearchSpace) -> None:
     """Refuses designs whose blocks have no elastic form."""
     design = space.design
+    if space.metapath:
+        raise UserError(f"space {space.name} is of EfficientFormers (V1): its supernet is a MetaPathSupernet")
     for switch, value in (("token_mixer", "ffn"), ("attention", "map"), ("norm", "bn"), ("stem", "conv")):
         if (found := getattr(design, switch)) != value:
             name = switch.replace("_", " ")
@@ -150,13 +153,7 @@ class Supernet(nn.Module):
             drop_path=drop_path,
         ).to(self.head.weight.device, self.head.weight.dtype)
         state = {}
-        index = [0] * len(self.space.stages)
-        for step in selection.steps[:-1]:
-            if step.slot >= 0:
-                path = f"stages.{step.stage}.blocks.{index[step.stage]}"
-                index[step.stage] += 1
-            else:
-                path = "stem" if step.kind == "stem" else f"stages.{step.stage}.downsample"
+        for step, path in places(selection):
             static = model.get_submodule(path)
             tensors = elastic.shared(self.block(step), static, elastic.switch_of(step))
             state.update({f"{path}.{name}": tensor for name, tensor in tensors.items()})

@@ -31,12 +31,14 @@ class TrainingState:
         self.ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self._frozen = freeze(model, recipe.freeze)
         self._clipping = Clipping(model, recipe.clip) if recipe.clip else None
+        groups = getattr(model, "parameter_groups", None)
         self.optimiser = create_optimizer_v2(
             model,
             "adamw",
             lr=0.0,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+            param_group_fn=groups and (lambda _: groups(recipe.weight_decay)),
             fused=True,  # a third of the time of the loop over tensors, on a CPU too
         )
 
@@ -60,7 +62,7 @@ class TrainingState:
     def update(self, rate: float) -> None:
         """One step of the optimiser by the gradients that are there, which are then gone."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)  # timm's, of layer_decay
+            group["lr"] = rate * group.get("lr_scale", 1.0)  # timm's, of layer_decay; alpha's
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)

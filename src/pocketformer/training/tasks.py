@@ -5,11 +5,12 @@ from torch import nn
 
 from pocketformer.errors import UserError
 from pocketformer.models import Network
-from pocketformer.supernet import Supernet
+from pocketformer.supernet import MetaPathSupernet, Supernet
+from pocketformer.supernet.gumbel import Exploration
 from pocketformer.supernet.sampling import Rule
 from pocketformer.training.answers import CachedTeacher
 from pocketformer.training.engine import Backward, Figures
-from pocketformer.training.targets import InPlace, LabelLoss, Labels, Targets
+from pocketformer.training.targets import InPlace, LabelLoss, Labels, Targets, Taught
 
 NEEDS_LARGEST = (
     "in-place distillation needs the largest subnet in every step, which uniform sampling does not train: "
@@ -90,6 +91,26 @@ class SandwichTask:
             losses[role] = loss.detach()
         mean = torch.stack(list(losses.values())).mean()
         return {"loss": losses.pop("largest", mean), **figures, **{f"loss_{role}": x for role, x in losses.items()}}
+
+
+class MetaPathTask:
+    """One step of a MetaPath supernet (V1 App. A, Alg. 1): weights and alpha learn from the loss of eq. 8's mixture.
+
+    "entropy" is that of softmax(alpha) before the step, mean over the MetaPaths in nats; "temperature" is tau.
+    """
+
+    def __init__(self, supernet: MetaPathSupernet, exploration: Exploration, targets: Labels | Taught | None = None):
+        self.model, self.exploration = supernet, exploration
+        self.targets = Labels() if targets is None else targets
+
+    def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures:
+        draw = self.exploration.draw(self.model.choices, step)
+        logits = self.model(images, draw)
+        loss = self.targets.of(images, targets)(logits)
+        backward(loss)
+        entropy = self.model.entropy()
+        temperature = entropy.new_tensor(draw.temperature)
+        return {"loss": loss.detach(), **_accuracy(logits, targets), "entropy": entropy, "temperature": temperature}
 
 
 def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> Figures:
