@@ -59,7 +59,11 @@ class Set:
         return Recipe.small_images(epochs=epochs or self.epochs, batch_size=self.batch, drop_path=0.0)
 
 
-SETS = {"cifar10": Set("pocket32", 32, 128, 6), "imagenette": Set("pocket64", 64, 64, 4)}
+SPACES = Path(__file__).parent / "spaces"
+SETS = {
+    "cifar10": Set(str(SPACES / "small32.yaml"), 32, 128, 4),
+    "imagenette": Set(str(SPACES / "small64.yaml"), 64, 64, 3),
+}
 
 
 @dataclass(frozen=True)

@@ -3,51 +3,23 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pocketformer import SearchSpace
 from pocketformer.architecture.results import space_costs
 from pocketformer.cli.main import main
-from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.files import Lines
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.runs import read_config
+from shop import open_shop
 
 torch.set_num_threads(1)
-
-TINY = """
-name: tiny
-design: {resolution: 16, stem_strides: [2, 1], stage_strides: [2, 1, 2], attention_strides: [1, 1, 1, 1],
-  activation: [relu, relu, gelu, gelu], heads: 1, key_dim: 4, value_dim: 4, downsampling_heads: 1,
-  downsampling_key_dim: 4, downsampling_value_dim: 4}
-expansions: [1, 2]
-stages:
-  - {depth: 1, widths: [4]}
-  - {depth: 1, widths: [4, 6]}
-  - {depth: 1, widths: [6, 8], attention: true}
-  - {depth: 1, widths: [8], attention: true}
-"""
-CLASSES = ("dark", "grey", "light")
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """Images, a space, and a latency table made up from multiply-accumulates."""
-    folder, rng = tmp_path_factory.mktemp("supernet"), np.random.default_rng(0)
-    for i in range(48):
-        place = folder / "data" / CLASSES[i % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.normal(60 + 70 * (i % 3), 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(place / f"{i:02}.png")
-    (folder / "space.yaml").write_text(TINY)
-    space = SearchSpace.load(folder / "space.yaml")
-    entries = {key: Entry(1e-6 * block.macs()) for key, block in space_blocks(space, 3).items()}
-    table = LatencyTable(entries, 0.01, 1.0, Reference("r", 1.0), space.name, 3, space.resolution)
-    table.save(folder / "table.json")
-    return folder
+    return open_shop(tmp_path_factory.mktemp("supernet"))
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def search(folder, seed, walk, evaluator=None, budgets=None):
     folder.mkdir(exist_ok=True)
     with Ledger(folder / "work.jsonl") as ledger:
         trajectory = Trajectory(
-            folder / "search.jsonl", TOY.whole, costs, objective, evaluator or made_up, ledger, walk=walk
+            folder / "search.jsonl", TOY.whole, costs, objective, evaluator or made_up, ledger, method=walk
         )
         try:
             trajectory.slim()
@@ -217,7 +217,7 @@ def test_an_end_without_a_way(tmp_path):
         folder = tmp_path / str(walk.to_dict())
         folder.mkdir()
         with Ledger(None) as ledger:
-            trajectory = Trajectory(folder / "s", TOY.whole, costs, objective, made_up, ledger, walk=walk)
+            trajectory = Trajectory(folder / "s", TOY.whole, costs, objective, made_up, ledger, method=walk)
             assert trajectory.slim() == "no action raises MES"
             trajectory.close()
 

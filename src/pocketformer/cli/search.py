@@ -8,6 +8,12 @@ import typer
 from pocketformer.cli import goals, options
 
 
+def _methods() -> tuple[str, ...]:
+    from pocketformer.pipelines.methods import METHODS
+
+    return METHODS
+
+
 def search(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the search; the same command resumes it.")
@@ -55,8 +61,21 @@ def search(
     form: options.Form = "budget",
     method: Annotated[
         str,
-        typer.Option(metavar="NAME", callback=options.one_of(lambda: ("joint",)), help="The search method: joint."),
+        typer.Option(
+            metavar="NAME",
+            callback=options.one_of(_methods),
+            help="joint, or what it is compared with (docs/method.md): random, uniform, evolution, nsga2, pruning, "
+            "v1-scale; v1-slimming, of V1's supernets.",
+        ),
     ] = "joint",
+    evaluations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|FOLDER",
+            help="Subnets that random, uniform, evolution or nsga2 may score; of a finished search: as many as it did.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="What those methods draw by.")] = 0,
     regrow: Annotated[
         bool,
         typer.Option(
@@ -96,10 +115,13 @@ def search(
         --max-latency 1ms --out runs/search
       pocketformer search --supernet runs/mine --latency phone=phone.json --latency tv=tv.json \\
         --max-latency phone=1.2ms --max-latency tv=3ms --alpha size=0.25 --out runs/both
+      pocketformer search --supernet runs/mine --latency table.json --max-latency 1ms \\
+        --method evolution --evaluations runs/search --out runs/evolved
       pocketformer search --pick runs/search --max-parameters 800k
     """
     from pocketformer.errors import UserError
     from pocketformer.pipelines import searches
+    from pocketformer.pipelines.methods import Asked
     from pocketformer.search import Walk
 
     latencies = goals.latency_budgets(max_latency or [])
@@ -113,7 +135,8 @@ def search(
     else:
         tables, power = goals.tables(latency), goals.energy(energy)
         goal = searches.Goal(tables, limits, min_mes, goals.alphas(alpha, devices=True), form, power)
-        found = searches.search(supernet, goal, Walk(regrow, beam), calibration, out, race)
+        asked = Asked(method, evaluations, seed, Walk(regrow, beam), race)
+        found = searches.search(supernet, goal, asked, calibration, out)
     if json:
         options.print_json(found)
         return

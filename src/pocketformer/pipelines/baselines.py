@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from pocketformer import files
@@ -10,46 +10,24 @@ from pocketformer.architecture import SearchSpace, Selection
 from pocketformer.pipelines.networks import recalibrated_score
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger
+from pocketformer.search import Objective
+from pocketformer.search.alternatives import Window
 from pocketformer.supernet import Supernet
 from pocketformer.training.data import Data
-
-_IDLE_DRAWS = 20_000  # give up after so many without a find: a narrow window may hold few members
-
-
-@dataclass(frozen=True)
-class Window:
-    """Subnets as costly as the found one: latency in 0.9 to 1.0 times its own, parameters at most its own, and the
-    budgets on anything else held."""
-
-    latency: float
-    size: int
-    others: Mapping[str, float] = field(default_factory=dict)
-
-    def holds(self, costs: dict[str, float]) -> bool:
-        inside = 0.9 * self.latency <= costs["latency"] <= self.latency and costs["size"] <= self.size
-        return inside and all(costs[name] <= budget for name, budget in self.others.items())
 
 
 def random_subnets(
     space: SearchSpace,
     costs: Callable[[Selection], dict[str, float]],
-    window: Window,
+    budgets: Mapping[str, float],
     count: int,
     seed: int,
     besides: Selection,
 ) -> list[Selection]:
-    """Up to `count` different members inside the window, by rejection from the contract's sampling law (6.6);
-    not `besides`, the found one itself."""
-    rng = random.Random(f"random subnets {seed}")
-    found: dict[Selection, None] = {}
-    idle = 0
-    while len(found) < count and idle < _IDLE_DRAWS:
-        selection = space.sample_selection(rng)
-        idle += 1
-        if selection not in found and selection != besides and window.holds(costs(selection)):
-            found[selection] = None
-            idle = 0
-    return list(found)
+    """Up to `count` different members as costly as a found one, whose latency and size are the `budgets`: latency in
+    0.9 to 1.0 times its own, the others held. Not `besides`, the found one itself."""
+    draws = Window(Objective(budgets)).draws(space, costs, random.Random(f"random subnets {seed}"))
+    return list(islice((s for s in draws if s != besides), count))
 
 
 def score_subnets(

@@ -15,7 +15,7 @@ from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines import results
-from pocketformer.pipelines.baselines import Window, random_subnets, score_subnets
+from pocketformer.pipelines.baselines import random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.images import open_images
@@ -148,8 +148,8 @@ def _random(chain: Chain, supernet: Supernet, costs: CostModel, goal: Objective,
     settings, space = chain.settings, chain.settings.space
     own = costs(found.point.selection)
     others = {name: budget for name, budget in goal.budgets.items() if name not in ("latency", "size")}
-    window = Window(own["latency"], own["size"], others)
-    selections = random_subnets(space, costs, window, settings.random, settings.seed, found.point.selection)
+    budgets = {"latency": own["latency"], "size": own["size"], **others}
+    selections = random_subnets(space, costs, budgets, settings.random, settings.seed, found.point.selection)
     if len(selections) < settings.random:
         say(f"note: only {len(selections)} random subnets of the found one's cost were drawn")
     return score_subnets(

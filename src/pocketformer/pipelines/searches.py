@@ -12,6 +12,7 @@ from pocketformer.devices.energy import EnergyTable, Power
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.methods import Asked
 from pocketformer.pipelines.refusals import check_table, refuse_unreachable
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
@@ -21,7 +22,7 @@ from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
 from pocketformer.search import Objective, Walk
 from pocketformer.search.metrics import amount, spread, unit_of
-from pocketformer.search.trajectory import Point, points
+from pocketformer.search.trajectory import Point, evaluations, points
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,22 @@ def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
     return CostModel(tables.get("", tables), num_classes, energy=energy)
 
 
-def search(supernet_folder: Path, goal: Goal, walk: Walk, calibration: int, out: Path, race: bool = False) -> dict:
-    """Runs or resumes Algorithm 1; returns the state that meets the budgets."""
+def search(supernet_folder: Path, goal: Goal, asked: Asked, calibration: int, out: Path) -> dict:
+    """Runs or resumes Algorithm 1, or another method; returns the state that meets the budgets."""
     supernet, config = load_supernet(supernet_folder)
     space = supernet.space
     costs = cost_model(goal, space, config["num_classes"])
     target = costs.objective(space, goal.limits, goal.min_mes, goal.alphas, goal.form)
     refuse_unreachable(space, costs, target)
+    method = asked.of(supernet, target)
     data = open_images(config["data"], stored_size(space), config["seed"], config["bad_images"], 2)
     settings = {
         "supernet": str(supernet_folder),
         **goal.to_dict(),
         "budgets": dict(target.budgets),
         "calibration": calibration,
-        **walk.to_dict(),
-        **({"race": True} if race else {}),
+        **method.to_dict(),
+        **({"race": True} if asked.race else {}),
     }
     with Run(out, "search", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
@@ -95,11 +97,13 @@ def search(supernet_folder: Path, goal: Goal, walk: Walk, calibration: int, out:
         path = run.path / "search.jsonl"
         with (
             stage("search") as progress,
-            evaluator(supernet, data, config["seed"], calibration, progress, race) as evaluate,
-            closing(Trajectory(path, space.whole, costs, target, evaluate, run.ledger, progress, walk)) as trajectory,
+            evaluator(supernet, data, config["seed"], calibration, progress, asked.race) as evaluate,
+            closing(Trajectory(path, space.whole, costs, target, evaluate, run.ledger, progress, method)) as trajectory,
         ):
             status = trajectory.slim()
-            trajectory.regrow()
+            if isinstance(method, Walk):
+                trajectory.regrow()
+            scored = evaluations(trajectory.lines)
             found, states = trajectory.here(), trajectory.points()
             if len(states) == 1:
                 say("note: the largest subnet already holds all budgets: there was nothing to search")
@@ -112,7 +116,8 @@ def search(supernet_folder: Path, goal: Goal, walk: Walk, calibration: int, out:
         if ranks.first():
             found.selection.architecture.save(run.path / "architecture.json")
     effect = recalibration(supernet, found.selection, data, config["seed"])
-    return {**_found(found, run.path / "architecture.json"), "status": status, "recalibration": effect}
+    result = _found(found, run.path / "architecture.json")
+    return {**result, "method": asked.name, "evaluations": scored, "status": status, "recalibration": effect}
 
 
 def pick(folder: Path, limits: Mapping[str, Budget], min_mes: float | None) -> dict:

@@ -12,12 +12,15 @@ from pocketformer.pipelines.costs import CostModel
 from pocketformer.progress import Stage
 from pocketformer.runs import Ledger
 from pocketformer.search import Evaluated, Evaluator, Move, Objective, regrow
+from pocketformer.search.alternatives import Round
 from pocketformer.search.beam import Turn
+from pocketformer.search.method import Begun, Method
 from pocketformer.search.trajectory import (
     Point,
     end_line,
     move_lines,
     points,
+    round_lines,
     start_line,
     turn_lines,
     whole_moves,
@@ -37,7 +40,7 @@ class Trajectory:
     evaluator: Evaluator
     ledger: Ledger
     progress: Stage | None = None
-    walk: Walk = field(default_factory=Walk)
+    method: Method = field(default_factory=Walk)
 
     def __post_init__(self) -> None:
         lines = ranks.from_first(whole_moves(files.Lines.read(self.path)) if ranks.first() else None)
@@ -48,8 +51,8 @@ class Trajectory:
             "exponents": dict(self.objective.exponents),
             "form": self.objective.form,
         }
-        if walk := self.walk.to_dict():
-            settings["walk"] = walk
+        if method := self.method.to_dict():
+            settings["walk"] = method
         plain = self.costs(self.start)
         first = start_line(self.start, plain, self.objective.mes(plain), settings)
         if lines and lines[0] != files.as_json(first):
@@ -90,10 +93,10 @@ class Trajectory:
         return factor
 
     def slim(self) -> str:
-        def moves() -> Iterator[Move | Turn]:
-            return self.walk.moves(self.lines, self.points(), self.costs, self.evaluator, self.objective)
+        def moves() -> Iterator[Move | Turn | Round]:
+            return self.method.moves(Begun(self.lines, self.points(), self.costs, self.evaluator, self.objective))
 
-        return self._go_on(moves, lambda: self.walk.result(self.points(), self.objective))
+        return self._go_on(moves, lambda: self.method.result(self.points(), self.objective))
 
     def regrow(self, share: float = 0.9) -> str:
         def moves() -> Iterator[Move]:
@@ -102,7 +105,7 @@ class Trajectory:
 
         return self._go_on(moves, self.here)
 
-    def _go_on(self, phase: Callable[[], Iterator[Move | Turn]], result: Callable[[], Point]) -> str:
+    def _go_on(self, phase: Callable[[], Iterator[Move | Turn | Round]], result: Callable[[], Point]) -> str:
         """Runs a phase to its end; replays what an earlier process has already written of it."""
         while self._replayed < len(self.lines):
             line = self.lines[self._replayed]
@@ -118,6 +121,12 @@ class Trajectory:
             except StopIteration as stop:
                 self._write(end_line(result().step, stop.value))
                 return stop.value
+            if isinstance(move, Round):
+                self._write(*round_lines(move, self.objective.mes))
+                self.ledger.did("search", f"evaluation {move.evaluations}")
+                if self.progress:
+                    self.progress.update(move.evaluations, self._best(), move.given)
+                continue
             if isinstance(move, Turn):
                 step, chosen = move.kept[-1].step, move.kept[0].chosen
                 self._write(*turn_lines(move, self.objective.mes))
@@ -127,6 +136,10 @@ class Trajectory:
             self.ledger.did("search", step if chosen else f"reverse moves of {step - 1}")
             if self.progress and chosen:
                 self.progress.update(step, self._note(chosen), self._expected_steps(step, chosen))
+
+    def _best(self) -> str:
+        found = self.points()[1:]
+        return f"best: {found[-1].score.accuracy:.1%} on search" if found else "none holds the budgets yet"
 
     def _expected_steps(self, step: int, chosen: Evaluated) -> int | None:
         """Steps until the budgets hold, if each went on to cut costs by the same share."""

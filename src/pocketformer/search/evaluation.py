@@ -53,13 +53,14 @@ class PrefixEvaluator:
     call; of several processes, each gives batches rank, rank + count, ….
     The first `unscored` images of each batch have no labels and are not scored (they calibrate the norms).
     `executed` counts block executions, one a step and batch; `executed_images` one a step and image, unscored ones
-    too. `progress`, if set, is called with those of this call so far, and with how many each image takes.
+    too; `scored` the subnets that were asked for. `progress`, if set, is called with the block executions of this
+    call so far, and with how many each image takes.
     """
 
     def __init__(self, run: Run, batches: Batches, unscored: int = 0):
         self.run, self.batches, self.unscored = run, batches, unscored
         self.progress: Callable[[int, int], None] | None = None
-        self.executed = self.executed_images = 0
+        self.executed = self.executed_images = self.scored = 0
         self._begun = self._planned = 0
 
     def __call__(self, current: Selection, candidates: Sequence[Selection]) -> list[Score]:
@@ -69,6 +70,7 @@ class PrefixEvaluator:
         return [Score(correct / count, loss / count) for correct, loss, count in totals([own, *tallies])]
 
     def _begin(self, current: Selection, candidates: Sequence[Selection]) -> None:
+        self.scored += 1 + len(candidates)
         self._begun, self._planned = self.executed_images, block_executions(current, candidates)
 
     def _run(self, x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:

@@ -138,16 +138,23 @@ def evaluate_actions(
 def _scores(
     evaluator: Evaluator, current: Selection, candidates: list[Selection], rank: Rank, places: int
 ) -> list[Score]:
+    race = getattr(evaluator, "race", None)
+    if race:
+        return checked_scores(lambda: race(current, candidates, rank, places), 1 + len(candidates))
+    return checked_scores(lambda: evaluator(current, candidates), 1 + len(candidates))
+
+
+def checked_scores(evaluate: Callable[[], list[Score]], count: int) -> list[Score]:
+    """Raises `WorkError` unless there are that many scores, all of them numbers."""
     try:
-        race = getattr(evaluator, "race", None)
-        scores = race(current, candidates, rank, places) if race else evaluator(current, candidates)
+        scores = evaluate()
     except (UserError, WorkError, OSError):  # they say themselves what they are
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {first_line(error)}"
         raise WorkError(f"the search stopped: its subnets could not be scored ({text})") from error
-    if len(scores) != 1 + len(candidates):
-        raise WorkError(f"the search stopped: {len(scores)} scores for {1 + len(candidates)} subnets")
+    if len(scores) != count:
+        raise WorkError(f"the search stopped: {len(scores)} scores for {count} subnets")
     if not all(math.isfinite(x) for s in scores for x in (s.accuracy, s.loss)):
         raise WorkError("the search stopped: a subnet's accuracy or loss is not a finite number")
     return scores
@@ -159,6 +166,7 @@ def joint_search(
     evaluator: Evaluator,
     objective: Objective,
     step: int = 0,
+    actions: Callable[[Selection], Sequence[tuple[Action, Selection]]] = frontier,
 ) -> Iterator[Move]:
     """Executes one action after another until all budgets hold or none raises MES; yields each move.
 
@@ -167,7 +175,7 @@ def joint_search(
     """
     state = State.of(start, costs, objective)
     while not objective.met(state.costs):
-        state, evaluated = evaluate_actions(state, frontier(state.selection), costs, evaluator, objective)
+        state, evaluated = evaluate_actions(state, actions(state.selection), costs, evaluator, objective)
         chosen = choose(evaluated)
         if chosen is None:
             return NOTHING_RAISES_MES

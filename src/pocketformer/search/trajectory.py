@@ -6,11 +6,15 @@ its line says the `parent` step: with a beam, and where the search goes on from 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pocketformer.architecture import SearchSpace, Selection
 from pocketformer.search.beam import Turn
 from pocketformer.search.joint import Costs, Evaluated, Move, Score, State
 from pocketformer.search.metrics import from_key, to_key
+
+if TYPE_CHECKING:
+    from pocketformer.search.alternatives import Round
 
 _OTHER_NUMBERS = ("step", "mes", "min_mes")  # of a start line; all its further numbers are costs
 
@@ -99,6 +103,18 @@ def turn_lines(turn: Turn, mes_of: Callable[[Costs], float]) -> list[dict]:
     return lines
 
 
+def round_lines(found: "Round", mes_of: Callable[[Costs], float]) -> list[dict]:
+    """Proposals as evaluated, the one that is executed because it is better than all before, and what was scored in
+    all; each is a step away from the largest subnet."""
+    lines = [
+        _line("evaluated", found.step, "propose", e, mes_of(e.costs), e is found.chosen, 0) for e in found.evaluated
+    ]
+    if found.chosen is not None:
+        line = _line("executed", found.step, "propose", found.chosen, mes_of(found.chosen.costs), True, 0)
+        lines.append({**line, **_before(found.start)})
+    return [*lines, {"type": "round", "step": found.step, "evaluations": found.evaluations, **_before(found.start)}]
+
+
 def end_line(step: int, status: str) -> dict:
     """Why a phase ended, and the step of the state that it leaves."""
     return {"type": "end", "step": step, "status": status}
@@ -108,10 +124,19 @@ def whole_moves(lines: list[dict]) -> list[dict]:
     """The lines without those of a move, or of a beam's turn, that a kill cut short."""
 
     def completes(line: dict) -> bool:
-        return line["type"] != "evaluated" and line.get("place") == line.get("places")
+        of_a_round = line.get("phase") == "propose"
+        return line["type"] != "evaluated" and not of_a_round and line.get("place") == line.get("places")
 
     last = max((i for i, line in enumerate(lines) if completes(line)), default=-1)
     return lines[: last + 1]
+
+
+def evaluations(lines: list[dict]) -> int:
+    """How many subnets a trajectory scored: every action, and each state that actions were evaluated in."""
+    evaluated = [line for line in lines if line["type"] == "evaluated"]
+    if any(line["phase"] == "propose" for line in evaluated):
+        return len(evaluated) + 1  # the largest subnet, once
+    return len(evaluated) + len({(line["step"], line.get("parent"), line["phase"]) for line in evaluated})
 
 
 def last_turn(lines: list[dict]) -> list[int]:

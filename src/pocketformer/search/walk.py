@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pocketformer.architecture import Selection
 from pocketformer.errors import UserError
 from pocketformer.search.beam import Place, Turn, beam_search
-from pocketformer.search.joint import CostFunction, Evaluator, Move, joint_search
+from pocketformer.search.joint import Move, joint_search
+from pocketformer.search.method import Begun
 from pocketformer.search.objective import Objective
 from pocketformer.search.reverse import Slimmed, reversible_search
 from pocketformer.search.trajectory import Point, last_turn
@@ -29,44 +30,30 @@ class Walk:
         """What differs from Algorithm 1."""
         return {name: value for name, value in asdict(self).items() if value != getattr(Walk, name)}
 
-    def moves(
-        self,
-        lines: list[dict],
-        points: list[Point],
-        costs: CostFunction,
-        evaluator: Evaluator,
-        objective: Objective,
-    ) -> Iterator[Move | Turn]:
-        """The slimming moves that follow on a trajectory's lines and states."""
-        last = points[-1]
-        known = (costs, evaluator, objective)
+    def moves(self, begun: Begun) -> Iterator[Move | Turn]:
+        known, last = (begun.costs, begun.evaluator, begun.objective), begun.last
         if self.beam > 1:
-            return self._beam(lines, points, *known)
+            return self._beam(begun)
         if self.regrow:
-            return reversible_search(last.selection, *known, last.step, self._slimmed(lines, points))
+            return reversible_search(last.selection, *known, last.step, self._slimmed(begun))
         return joint_search(last.selection, *known, last.step)
 
-    def _beam(
-        self,
-        lines: list[dict],
-        points: list[Point],
-        costs: CostFunction,
-        evaluator: Evaluator,
-        objective: Objective,
-    ) -> Iterator[Turn]:
+    def _beam(self, begun: Begun) -> Iterator[Turn]:
+        points, objective = begun.points, begun.objective
         reached = [Place(p.step, p.selection) for p in points]
-        turn = set(last_turn(lines))
-        places = [place for place in reached if place.step in turn and not objective.met(costs(place.selection))]
+        turn = set(last_turn(begun.lines))
+        places = [p for p in reached if p.step in turn and not objective.met(begun.costs(p.selection))]
         first = points[0].score.accuracy if len(points) > 1 else None
-        return beam_search(points[0].selection, costs, evaluator, objective, self.beam, places, reached, first)
+        known = (begun.costs, begun.evaluator, objective)
+        return beam_search(points[0].selection, *known, self.beam, places, reached, first)
 
     @staticmethod
-    def _slimmed(lines: list[dict], points: list[Point]) -> Slimmed | None:
+    def _slimmed(begun: Begun) -> Slimmed | None:
         """The step behind which a kill came before its reverse moves were tried."""
-        line = lines[-1]
+        line = begun.lines[-1]
         if line["type"] != "executed" or line["phase"] != "slim":
             return None
-        before: Selection = points[-2].selection
+        before: Selection = begun.points[-2].selection
         return Slimmed(before, line["delta_accuracy"], line["delta_mes"])
 
     def result(self, points: list[Point], objective: Objective) -> Point:
