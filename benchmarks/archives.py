@@ -1,6 +1,12 @@
 """Image sets as `.npz` archives of JPEG bytes: `data` uint8, one file after another; `off` int64 (N + 1,), where each
-begins; `label` (N,), `split` (N,), 0 train and 1 test, `classes`."""
+begins; `label` (N,), `split` (N,), 0 train and 1 test, `classes`.
 
+    python benchmarks/archives.py ARCHIVE FOLDER
+
+writes the files of one as a folder of images, as `pocketformer --data` takes them.
+"""
+
+import argparse
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +58,23 @@ def read(path: Path, size: int) -> Data:
         identify=archive.name,
     )
     return open_data(source, size=(size, size), stream=False)
+
+
+def unpack(path: Path, folder: Path) -> int:
+    """Writes the files of an archive to FOLDER/train/CLASS and FOLDER/val/CLASS, unchanged; returns how many."""
+    with np.load(path) as found:
+        content = dict(found)
+    for row, (label, split) in enumerate(zip(content["label"], content["split"], strict=True)):
+        place = folder / ("train", "val")[int(split)] / str(content["classes"][int(label)])
+        place.mkdir(parents=True, exist_ok=True)
+        begin, end = content["off"][row], content["off"][row + 1]
+        (place / f"{row:06}.jpg").write_bytes(content["data"][begin:end].tobytes())
+    return len(content["label"])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    print(f"{args.folder}: {unpack(args.archive, args.folder):,} images")

@@ -48,20 +48,29 @@ from pocketformer.training.tasks import SingleTask
 from pocketformer.training.teachers import load_teacher
 
 HERE = Path(__file__).parent
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles of Student's t, by the number of values
+STUDENT_T = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+}  # 97.5 % quantiles of Student's t, by the number of values
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Images of `size` px; epochs on the first set, of each choice for MobileNetV2, and on the second set."""
+    """Images of `size` px; epochs on the first set (the recipe's), of each choice for MobileNetV2, of the network that
+    is fine-tuned, and on the second set."""
 
     architecture: Callable[[], Architecture]
     peer: str  # of timm, with about as many parameters
     size: int
     recipe: Recipe
     choice_epochs: float
+    pretraining_epochs: float
     transfer_epochs: float
     seeds: int = 3
+    transfer_seeds: int = 6  # on the second set, which is small
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -85,14 +94,15 @@ def s0_at_96() -> Architecture:
 
 
 SCALES = {
-    "tiny": Scale(narrow, "mobilenetv2_050", 80, Recipe.small_images(epochs=0.1, batch_size=64), 0.02, 0.3, 2),
-    "small": Scale(narrow, "mobilenetv2_050", 80, Recipe.small_images(epochs=4, batch_size=64), 1, 10),
+    "tiny": Scale(narrow, "mobilenetv2_050", 80, Recipe.small_images(epochs=0.1, batch_size=64), 0.02, 0.1, 0.3, 2, 2),
+    "small": Scale(narrow, "mobilenetv2_050", 80, Recipe.small_images(epochs=4, batch_size=64), 1, 12, 10),
     "full": Scale(
         s0_at_96,
         "mobilenetv2_110d",
         96,
         Recipe.imagenet(epochs=100, batch_size=256, learning_rate=4e-3, repeats=1, ema=0.999, layer_scale=0.1),
         30,
+        100,
         60,
     ),
 }
@@ -232,9 +242,10 @@ class Benchmark:
 
         photos = read(args.transfer, scale.size)
         short = replace(self.recipe, epochs=scale.transfer_epochs)
-        init = self.folder / f"ours-{seeds[-1]}"
+        init = self.folder / "pretrained"
+        self.ours(init.name, data, replace(self.recipe, epochs=scale.pretraining_epochs), 0)
         tuned = self.tuned(photos, short, init)
-        for seed in seeds:
+        for seed in range(scale.transfer_seeds):
             self.ours(f"photos-scratch-{seed}", photos, short, seed)
             self.ours(f"photos-tuned-{seed}", photos, tuned, seed, init=init)
         self.summarise(data, photos)
@@ -266,9 +277,10 @@ class Benchmark:
 
     def summarise(self, data: Data, photos: Data) -> None:
         architecture = self.scale.architecture()
+        seeds, on_photos = range(self.scale.seeds), range(self.scale.transfer_seeds)
         groups = {
-            group: [self.runs[f"{group}-{seed}"] for seed in range(self.scale.seeds)]
-            for group in ("ours", "ours-teacher", "mobilenet", "photos-scratch", "photos-tuned")
+            **{group: [self.runs[f"{group}-{i}"] for i in seeds] for group in ("ours", "ours-teacher", "mobilenet")},
+            **{group: [self.runs[f"{group}-{i}"] for i in on_photos] for group in ("photos-scratch", "photos-tuned")},
         }
         self.own["sets"] = [
             {

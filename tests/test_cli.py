@@ -145,7 +145,7 @@ def shop(tmp_path_factory) -> Workshop:
 # --- Help, version, usage ---
 
 COMMANDS = ("quickstart", "design", "models", "profile", "supernet", "search", "train", "evaluate", "export")
-COMMANDS += ("benchmark", "report")
+COMMANDS += ("correlate", "benchmark", "report")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -171,15 +172,18 @@ def read_config(path: str | os.PathLike) -> dict:
 
 class Ledger:
     """Every unit of work that was really executed, appended as it happens: work done twice after a kill shows as
-    a line that stands twice."""
+    a line that stands twice. "seconds" are those since the unit before it in the same process."""
 
     def __init__(self, path: Path | None):
         """None: of a process that does not write."""
         self._lines = None if path is None else files.Lines(path)
+        self._since = time.monotonic()
 
     def did(self, stage: str, unit: int | str) -> None:
+        now = time.monotonic()
         if self._lines is not None:
-            self._lines.write({"stage": stage, "unit": unit})
+            self._lines.write({"stage": stage, "unit": unit, "seconds": round(now - self._since, 4)})
+        self._since = now
 
     def close(self) -> None:
         if self._lines is not None:
@@ -201,3 +205,15 @@ def repeated_units(path: str | os.PathLike) -> dict[str, int]:
             repeated[line["stage"]] = repeated.get(line["stage"], 0) + 1
         seen.add(unit)
     return repeated
+
+
+def seconds_by_stage(path: str | os.PathLike) -> dict[str, float]:
+    """{stage: seconds that its units took} of a run's ledger, a unit that was done twice counted as the last time.
+    Stages written before ledgers had seconds are left out."""
+    lines = files.Lines.read(Path(path) / "work.jsonl")
+    untimed = {line["stage"] for line in lines if "seconds" not in line}
+    units = {(line["stage"], line["unit"]): line["seconds"] for line in lines if line["stage"] not in untimed}
+    found: dict[str, float] = {}
+    for (stage, _), seconds in units.items():
+        found[stage] = found.get(stage, 0.0) + seconds
+    return found

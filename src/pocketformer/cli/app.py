@@ -6,6 +6,7 @@ import typer
 
 from pocketformer.cli import (
     benchmark,
+    correlate,
     design,
     evaluate,
     export,
@@ -59,6 +60,7 @@ for command in (
     profile.profile,
     supernet.supernet,
     search.search,
+    correlate.correlate,
     train.train,
     evaluate.evaluate,
     export.export,

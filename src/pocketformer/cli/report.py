@@ -11,7 +11,11 @@ from pocketformer.cli import options
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Folders of `design`, `search`, `supernet` or `train`.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of `design`, `search`, `supernet`, `correlate` or `train`.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None,

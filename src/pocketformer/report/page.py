@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.errors import UserError
-from pocketformer.report import curves, diagram, plots, sections, tables, theme
+from pocketformer.report import correlation, curves, diagram, plots, sections, tables, theme
 from pocketformer.report.figure import Plot
 from pocketformer.report.images import save_image
 from pocketformer.report.reading import Record, chosen_network, part, read_run
@@ -85,7 +85,7 @@ def _records(runs: Sequence[str | Path]) -> list[Record]:
 
 def _plots(record: Record) -> list[Plot]:
     made = [make(record) for make in (plots.mes_accuracy, plots.latency_accuracy, plots.steps)]
-    made += [curves.predicted_measured(record), *curves.training_curves(record)]
+    made += [curves.predicted_measured(record), *correlation.plots(record), *curves.training_curves(record)]
     return [plot for plot in made if plot is not None]
 
 
@@ -134,17 +134,19 @@ def _drawing(record: Record) -> str:
 def _run(record: Record, page: _Page, prefix: str) -> str:
     search = [_titled(page, p(record)) for p in (plots.mes_accuracy, plots.latency_accuracy, plots.steps)]
     pairs = page.plot(curves.predicted_measured(record))
+    agreement = [_titled(page, plot) for plot in correlation.plots(record)]
     training = [_titled(page, plot) for plot in curves.training_curves(record)]
     has_search = bool(record.search or part(record.results, "random"))
     contents: list[tuple[str, str, str]] = [
         ("comparison", "Comparison", tables.comparison(record)),
+        ("correlation", "What the supernet says of training", correlation.table(record) + "".join(agreement)),
         ("search", "The search", "".join(search) + (sections.search_facts(record) if has_search else "")),
         ("architecture", "The network", _drawing(record) + sections.checks(record)),
         ("latency", "Predicted and measured latency", tables.latencies(record) + pairs),
         ("training", "Training", "".join(training)),
         ("settings", "Versions, fingerprints and settings", tables.provenance(record)),
     ]
-    missing = [title.lower() for name, title, content in contents if not content and name != "settings"]
+    missing = [title.lower() for name, title, content in contents if not content and _expected(record, name)]
     remarks = [f"Not in this folder (yet): {', '.join(missing)}."] if missing else []
     remarks += [f"Could not be read: {problem}" for problem in record.problems]
     links = "".join(f"<a href='#{prefix}{name}'>{safe(title)}</a>" for name, title, content in contents if content)
@@ -160,6 +162,11 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
         for name, title, content in contents
         if content
     )
+
+
+def _expected(record: Record, section: str) -> bool:
+    """Whether to say of a section that it is missing."""
+    return section == "correlation" if record.command == "correlate" else section not in ("correlation", "settings")
 
 
 def _side_by_side(records: list[Record], page: _Page) -> str:

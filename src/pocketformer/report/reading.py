@@ -40,6 +40,7 @@ class Record:
     results: dict = field(default_factory=dict)
     search: list[dict] = field(default_factory=list)
     table: dict = field(default_factory=dict)
+    correlation: dict = field(default_factory=dict)
     trainings: dict[str, list[dict]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     title: str = ""  # the folder's name, or more of its path where names repeat
@@ -84,6 +85,7 @@ def read_run(path: str | Path) -> Record:
             record.problems.append(str(error))
     record.results = _object(record, "results.json", "results")
     record.table = _object(record, "latency_table.json", "latency table")
+    record.correlation = _object(record, "correlation.json", "correlation")
     record.search = _lines(record, "search.jsonl")
     for name, file in _metrics(record).items():
         if lines := [line for line in _lines(record, file) if "step" in line]:
@@ -117,7 +119,7 @@ def _metrics(record: Record) -> dict[str, str]:
     """Name of each training and its file: as the results say, else where the commands put them."""
     listed = part(record.results, "trainings", default={})
     found = {str(k): str(v) for k, v in listed.items() if (record.path / str(v)).is_file()}
-    for file in ("metrics.jsonl", "supernet/metrics.jsonl"):
+    for file in ("metrics.jsonl", "supernet/metrics.jsonl", "alone/metrics.jsonl"):
         if (record.path / file).is_file() and file not in found.values():
             found[file.split("/")[0] if "/" in file else record.command] = file
     for file in sorted(record.path.glob("networks/*/metrics.jsonl")):

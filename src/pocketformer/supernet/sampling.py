@@ -66,6 +66,20 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class LargestAlone:
+    """The largest subnet and no other: a network trained on its own (V2 App. B, Fig. 5: EagleEye)."""
+
+    space: SearchSpace
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("largest",)
+
+    def subnets(self, step: int) -> tuple[Selection, ...]:
+        return (self.space.whole,)
+
+
+@dataclass(frozen=True)
 class LatencyAware:
     """The sandwich whose random subnets are spread evenly over a range of `cost` (latency, or anything else of an
     architecture), where the uniform law hardly leaves the range's middle.
@@ -112,20 +126,24 @@ class LatencyAware:
     def _draw(self, rng: Random) -> Selection:
         low, high = self.range
         for _ in range(_TRIES):
-            cost, member = self._near(rng.uniform(low, high), rng)
+            cost, member = near(self.space, self.cost, rng.uniform(low, high), rng)
             if low <= cost <= high:
                 break
         return member
 
-    def _near(self, target: float, rng: Random) -> tuple[float, Selection]:
-        start = self.space.sample_selection(rng)
-        below = self.cost(start.architecture) < target
-        passed: list[tuple[float, Selection]] = []
-        for member in path(start, self.space.whole if below else self.space.minimum, rng):
-            passed.append((self.cost(member.architecture), member))
-            if (passed[-1][0] < target) != below:
-                break
-        return min(passed, key=lambda found: abs(found[0] - target))
+
+def near(
+    space: SearchSpace, cost: Callable[[Architecture], float], target: float, rng: Random
+) -> tuple[float, Selection]:
+    """A random member that costs about as much as the target, and its cost: `LatencyAware`'s law."""
+    start = space.sample_selection(rng)
+    below = cost(start.architecture) < target
+    passed: list[tuple[float, Selection]] = []
+    for member in path(start, space.whole if below else space.minimum, rng):
+        passed.append((cost(member.architecture), member))
+        if (passed[-1][0] < target) != below:
+            break
+    return min(passed, key=lambda found: abs(found[0] - target))
 
 
 def path(start: Selection, end: Selection, rng: Random) -> Iterator[Selection]:
