@@ -166,8 +166,11 @@ def test_two_processes_search_what_one_does_byte_for_byte(shop, tmp_path, walk):
     common = ["search", "--supernet", shop / "supernet", "--latency", shop / "table.json", "--max-parameters", "60%"]
     common += walk
     told = [run(tmp_path / f"o{n}", n, *common, "--out", tmp_path / str(n)) for n in (1, 2)]
-    files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*.json*")} for f in (tmp_path / "1", tmp_path / "2")]
+    folders = tmp_path / "1", tmp_path / "2"
+    files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*.json*") if p.stem != "work"} for f in folders]
     assert files[0] == files[1]
+    units = [[(line["stage"], line["unit"]) for line in Lines.read(f / "work.jsonl")] for f in folders]
+    assert units[0] == units[1]
     assert len(Lines.read(tmp_path / "2" / "search.jsonl")) > 3
     assert told[0].said.replace(f"{tmp_path}/1/", f"{tmp_path}/2/") == told[1].said
     cut = (tmp_path / "2" / "search.jsonl").read_bytes()
