@@ -10,10 +10,10 @@ import sys
 import pytest
 from hypothesis import given, settings
 
+from additive import check_that_chains_find_it
 from designed import spaces
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import Check, CheckedNetwork, Entry, LatencyTable, Reference, space_blocks
-from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.errors import UserError
 from tiny import TINY
 
@@ -175,9 +175,4 @@ def test_space_blocks_hold_every_member_of_any_design(space):
     blocks = space_blocks(space, 10)
     for subnet in (space.whole, space.minimum, *map(space.sample_selection, range(8))):
         assert {b.key() for b in subnet.architecture.blocks(None, 10, False)} <= blocks.keys()
-    truth = {key: 1 + i / 10 for i, key in enumerate(blocks)}
-    chains = space_chains(space, 10)
-    times = {c.name: sum(truth[b.key()] for b in c.blocks) + 0.5 for c in chains}
-    costs, constant = block_costs(chains, times)
-    assert costs == pytest.approx(truth)
-    assert constant == pytest.approx(0.5)
+    check_that_chains_find_it(space)

@@ -13,6 +13,7 @@ from time import sleep
 import numpy as np
 import pytest
 
+from additive import check_that_chains_find_it
 from pocketformer import runs
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.cli.profile import _print_table
@@ -20,7 +21,6 @@ from pocketformer.deploy import format_for as runtime_format
 from pocketformer.devices import LatencyTable, space_blocks, whole
 from pocketformer.devices import profile as profiling
 from pocketformer.devices.bench import Bench
-from pocketformer.devices.chains import block_costs, space_chains
 from pocketformer.devices.fit import fit_entries
 from pocketformer.devices.groups import Groups
 from pocketformer.devices.host import host
@@ -80,13 +80,7 @@ def test_statistics():
 
 
 def test_chains_find_the_costs_of_an_additive_device(space):
-    blocks = space_blocks(space, 10)
-    truth = {key: 1 + i / 10 for i, key in enumerate(blocks)}
-    chains = space_chains(space, 10)
-    times = {c.name: sum(truth[b.key()] for b in c.blocks) + 0.5 for c in chains}
-    costs, constant = block_costs(chains, times)
-    assert costs == pytest.approx(truth)
-    assert constant == pytest.approx(0.5)
+    check_that_chains_find_it(space)
 
 
 def test_whole_networks_correct_the_chains(space):
