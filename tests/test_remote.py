@@ -44,11 +44,15 @@ def device(emitted, tmp_path_factory):
     """The folder as it lies on the other device, with times measured there: by the emitted script, in a process that
     has ONNX Runtime and numpy."""
     there = tmp_path_factory.mktemp("device") / "carried"
+    timed_there(emitted, there)
+    assert "pocketformer" not in (there / "onnxruntime-anywhere.py").read_text().split('"""')[2]
+    return there
+
+
+def timed_there(emitted, there):
     shutil.copytree(emitted, there, ignore=shutil.ignore_patterns(".*"))
     script = [sys.executable, "-I", "onnxruntime-anywhere.py", "--rounds", "8"]
     subprocess.run(script, cwd=there, check=True, capture_output=True)
-    assert "pocketformer" not in (there / "onnxruntime-anywhere.py").read_text().split('"""')[2]
-    return there
 
 
 def test_what_is_emitted(emitted):
@@ -99,7 +103,7 @@ def test_a_damaged_copy_is_not_timed(device, tmp_path):
     assert script.stderr == "models/chain_001.onnx is not the file of manifest.json: copy the folder again\n"
 
 
-def test_round_trip_through_a_stand_in_device(device, space_file, tmp_path):
+def test_round_trip_through_a_stand_in_device(emitted, device, space_file, tmp_path):
     """The imported table agrees with a profile of this machine, as far as so few samples can."""
     out = tmp_path / "table.json"
     table = import_file(device / "results.json", None, out)
@@ -113,16 +117,28 @@ def test_round_trip_through_a_stand_in_device(device, space_file, tmp_path):
     import_file(device / "results.json", device / "manifest.json", tmp_path / "again.json")
     assert out.read_bytes() == (tmp_path / "again.json").read_bytes()
 
-    local = profile(space, "onnxruntime", 10, rounds=8, networks=6, checks=0, work=tmp_path / "work")
-    assert local.entries.keys() == table.entries.keys()
-    shares = [
-        (table.entries[key].latency / table.reference.latency) / (local.entries[key].latency / local.reference.latency)
-        for key in local.entries
-    ]
-    assert 0.7 < statistics.median(shares) < 1.4
+    # Where other work slowed one of the two sittings, both are repeated: an import that is wrong is wrong each time.
+    for attempt in ("first", "second", "third"):
+        local = profile(space, "onnxruntime", 10, rounds=8, networks=6, checks=0, work=tmp_path / f"{attempt} work")
+        agreement = agreement_of(local, table, space)
+        if agreement[0] > 0.9 and 0.7 < agreement[1] < 1.4:
+            break
+        timed_there(emitted, tmp_path / attempt)
+        table = import_file(tmp_path / attempt / "results.json", None, out)
+    else:
+        pytest.fail(f"three times no agreement: {agreement}")
+
+
+def agreement_of(local, imported, space):
+    """The correlation of members' latencies, and the median ratio of entries, both in units of the reference."""
+    assert local.entries.keys() == imported.entries.keys()
+    units = [t.reference.latency for t in (local, imported)]
     members = [space.sample(seed) for seed in range(20)]
-    mine, theirs = ([t.latency(a) / t.reference.latency for a in members] for t in (local, table))
-    assert statistics.correlation(mine, theirs) > 0.9
+    mine, theirs = ([t.latency(a) / t.reference.latency for a in members] for t in (local, imported))
+    entries = [
+        (imported.entries[key].latency / units[1]) / (local.entries[key].latency / units[0]) for key in local.entries
+    ]
+    return statistics.correlation(mine, theirs), statistics.median(entries)
 
 
 # A device whose times follow from the files' sizes alone, behind the command line of trtexec.
