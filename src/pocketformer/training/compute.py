@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,8 +73,9 @@ class Compute:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return model
 
-    def to_device(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor.to(self.where, non_blocking=True) for tensor in tensors)
+    def to_device(self, *values: Any) -> tuple[Any, ...]:
+        """Tensors, or what else moves by `to`."""
+        return tuple(value.to(self.where, non_blocking=True) for value in values)
 
     @contextmanager
     def determinism(self) -> Iterator[None]:

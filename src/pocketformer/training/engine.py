@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,21 +19,37 @@ from pocketformer.training import checkpoint
 from pocketformer.training.compute import Compute
 from pocketformer.training.log import open_log
 from pocketformer.training.memory import keep_freed_memory
-from pocketformer.training.recipe import Recipe
+from pocketformer.training.recipe import Schedule
 from pocketformer.training.state import TrainingState
 
 Backward = Callable[[torch.Tensor], None]
 Figures = dict[str, torch.Tensor]
 
 
+class Annotations(Protocol):
+    """Targets of a batch of images that no one tensor holds, such as their boxes."""
+
+    def chunk(self, parts: int) -> "Sequence[Annotations]":
+        """As `torch.chunk` of the images."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Annotations": ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All they hold, named, to be kept in a file."""
+
+
+Targets = torch.Tensor | Annotations
+Batch = tuple[torch.Tensor, Targets]
+
+
 class Task(Protocol):
     """What one step computes. `run` calls `backward` with each loss of a batch, one after the other, and returns its
     figures as detached scalars, "loss" among them. `targets` are labels int64 (B,), or shares (B, classes) where images
-    are mixed."""
+    are mixed; of dense tasks, maps of labels or annotations."""
 
     model: nn.Module
 
-    def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures: ...
+    def run(self, images: torch.Tensor, targets: Targets, step: int, backward: Backward) -> Figures: ...
 
 
 class Batches(Protocol):
@@ -42,7 +58,7 @@ class Batches(Protocol):
     batch_size: int
     steps_per_epoch: int
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def steps(self, first: int, last: int) -> Iterator[Batch]: ...
 
 
 Mix = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
@@ -50,8 +66,8 @@ Mix = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tens
 
 @dataclass(frozen=True)
 class Job:
-    """Where a training lives and what is told about it. `validate` scores a model (0 to 1) on the search split after
-    each epoch; the best weights are then kept in `best.safetensors`."""
+    """Where a training lives and what is told about it. `validate` scores a model (0 to 1, the higher the better) on
+    the search split after each epoch, by the `metric`; the best weights are then kept in `best.safetensors`."""
 
     folder: Path
     name: str  # of its units in the ledger
@@ -59,16 +75,17 @@ class Job:
     progress: Stage | None = None
     keep: int = 2  # checkpoints
     validate: Callable[[nn.Module], float] | None = None
+    metric: str = "accuracy"
 
 
-def planned_steps(batches: Batches, recipe: Recipe) -> int:
+def planned_steps(batches: Batches, recipe: Schedule) -> int:
     return recipe.steps(batches.steps_per_epoch)
 
 
 def train(
     task: Task,
     batches: Batches,
-    recipe: Recipe,
+    recipe: Schedule,
     job: Job,
     seed: int,
     compute: Compute | None = None,
@@ -120,7 +137,7 @@ def train(
 def _step(
     task: Task,
     state: TrainingState,
-    batch: tuple[torch.Tensor, torch.Tensor],
+    batch: Batch,
     compute: Compute,
     mix: Mix | None,
     seed: int,
@@ -158,24 +175,30 @@ def _epoch_ends(batches: Batches, steps: int) -> set[int]:
 
 
 def _validate(state: TrainingState, job: Job) -> dict[str, float]:
-    """Accuracies on the search split of the weights as they are and of their average; keeps the best."""
-    found = {"accuracy_search": job.validate(state.model)}
+    """Scores on the search split of the weights as they are and of their average; keeps the best."""
+    found = {f"{job.metric}_search": job.validate(state.model)}
     if state.ema is not None:
-        found["accuracy_search_ema"] = job.validate(state.averaged)
+        found[f"{job.metric}_search_ema"] = job.validate(state.averaged)
     state.train_mode()
-    accuracy = list(found.values())[-1]
-    if state.best is None or accuracy > state.best:
-        state.best = accuracy
+    score = list(found.values())[-1]
+    if state.best is None or score > state.best:
+        state.best = score
         if ranks.first():
             checkpoint.save_tensors(job.folder / "best.safetensors", state.averaged)
     return found
 
 
-def _not_finite(what: str, job: Job, step: int, batch: tuple[torch.Tensor, torch.Tensor]) -> str:
+def _not_finite(what: str, job: Job, step: int, batch: Batch) -> str:
     """Keeps the batch of all processes; says what happened and where the batch is."""
-    images, labels = (torch.cat(parts) for parts in zip(*ranks.gather(batch), strict=True))
+    parts = ranks.gather(batch)
     path = job.folder / f"step_{step}.safetensors"
     if ranks.first():
+        if isinstance(batch[1], torch.Tensor):
+            images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            kept = {"images": images.contiguous(), "labels": labels}
+        else:  # of each process, as their images may differ in size
+            named = [{"images": images.contiguous(), **found.tensors()} for images, found in parts]
+            kept = {f"{rank}.{name}": tensor for rank, values in enumerate(named) for name, tensor in values.items()}
         with files.whole(path) as temporary:
-            temporary.write_bytes(save({"images": images.contiguous(), "labels": labels}))
+            temporary.write_bytes(save(kept))
     return f"training {job.name} stopped: the {what}; its images and labels are in {path}"

@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -28,6 +28,23 @@ _RANGES = {
     "repeats": (lambda x: x >= 1, "at least 1"),
 }
 _WHOLE = ("batch_size", "checkpoint_every", "repeats", "freeze")
+
+
+class Schedule(Protocol):
+    """What the engine asks of a recipe, of whatever task; the entries are `Recipe`'s."""
+
+    weight_decay: float
+    clip: float
+    ema: float
+    layer_decay: float
+    freeze: int
+    checkpoint_every: int
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Of the whole training, at least one."""
+
+    def rate(self, step: int, steps: int, steps_per_epoch: int, batch_size: int) -> float:
+        """The learning rate of a step."""
 
 
 @dataclass(frozen=True)

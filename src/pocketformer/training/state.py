@@ -13,7 +13,7 @@ from pocketformer.progress import say
 from pocketformer.training import checkpoint
 from pocketformer.training.clipping import Clipping
 from pocketformer.training.compute import Compute
-from pocketformer.training.recipe import Recipe
+from pocketformer.training.recipe import Schedule
 
 _MOST = 10  # checkpoints that may be kept
 
@@ -21,7 +21,7 @@ _MOST = 10  # checkpoints that may be kept
 class TrainingState:
     """Weights, their moving average, optimiser and loss scaler of one training, and the steps done."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, compute: Compute, steps: int):
+    def __init__(self, model: nn.Module, recipe: Schedule, compute: Compute, steps: int):
         if recipe.layer_decay < 1 and not hasattr(model, "group_matcher"):
             raise UserError(f"recipe: layer_decay is {recipe.layer_decay}; only single networks have ordered layers")
         self.model, self.recipe, self.steps = model, recipe, steps
