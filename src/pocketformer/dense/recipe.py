@@ -14,7 +14,7 @@ _POSITIVE = (lambda x: 0 < x < math.inf, "above zero")
 _NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "at least zero")
 _SHARE = (lambda x: 0 <= x < 1, "at least 0 and below 1")
 _RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "learning_rate", "checkpoint_every"), _POSITIVE),
+    **dict.fromkeys(("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"), _POSITIVE),
     **dict.fromkeys(("min_lr", "warmup_steps", "weight_decay", "clip", "power"), _NOT_NEGATIVE),
     **dict.fromkeys(("drop_path", "ema"), _SHARE),
 }
@@ -43,6 +43,7 @@ class DenseRecipe:
     clip: float = 0.0
     ema: float = 0.0
     drop_path: float = 0.0
+    layer_scale: float = 1e-5  # where weights start; a short training from scratch wants more
     checkpoint_every: int = 100
     layer_decay: float = 1.0
     freeze: int = 0
