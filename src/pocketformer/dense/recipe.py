@@ -1,28 +1,15 @@
 """How a dense task is trained, as one frozen value."""
 
-import difflib
-import math
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-import yaml
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pocketformer.errors import UserError
-
-_POSITIVE = (lambda x: 0 < x < math.inf, "above zero")
-_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "at least zero")
-_SHARE = (lambda x: 0 <= x < 1, "at least 0 and below 1")
-_RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"), _POSITIVE),
-    **dict.fromkeys(("min_lr", "warmup_steps", "weight_decay", "clip", "power"), _NOT_NEGATIVE),
-    **dict.fromkeys(("drop_path", "ema"), _SHARE),
-}
-_WHOLE = ("batch_size", "warmup_steps", "checkpoint_every")
+from pocketformer.training.entries import NOT_NEGATIVE, POSITIVE, SHARE, Entries, is_number
 
 
 @dataclass(frozen=True)
-class DenseRecipe:
+class DenseRecipe(Entries):
     """AdamW with one rate for all weights; steps down at `milestones`, or poly decay with `power` (0: none).
 
     `batch_size` is that of all processes together, and `learning_rate` is for it as it is: unlike in `Recipe`, nothing
@@ -48,18 +35,18 @@ class DenseRecipe:
     layer_decay: float = 1.0
     freeze: int = 0
 
+    ranges: ClassVar = {
+        **dict.fromkeys(("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"), POSITIVE),
+        **dict.fromkeys(("min_lr", "warmup_steps", "weight_decay", "clip", "power"), NOT_NEGATIVE),
+        **dict.fromkeys(("drop_path", "ema"), SHARE),
+    }
+    whole: ClassVar = ("batch_size", "warmup_steps", "checkpoint_every")
+
     def __post_init__(self) -> None:
-        for name, (test, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not test(value):
-                raise UserError(f"recipe: {name} must be {wanted}, not {value!r}")
-            if name in _WHOLE:
-                if value != int(value):
-                    raise UserError(f"recipe: {name} must be a whole number, not {value}")
-                object.__setattr__(self, name, int(value))
+        super().__post_init__()
         for name in ("size", "milestones"):
             values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not all(_is_number(v) and v > 0 for v in values):
+            if not isinstance(values, list | tuple) or not all(is_number(v) and v > 0 for v in values):
                 raise UserError(f"recipe: {name} must be a list of numbers above zero, not {values!r}")
             object.__setattr__(self, name, tuple(values))
         if len(self.size) != 2 or any(side != int(side) for side in self.size):
@@ -90,35 +77,6 @@ class DenseRecipe:
         values = {"epochs": 63.3, "batch_size": 32, "size": (512, 512), "min_lr": 1e-6, "power": 0.9}
         return cls(**{**values, **changes})
 
-    @classmethod
-    def from_dict(cls, values: dict, where: str = "recipe") -> "DenseRecipe":
-        """Of plain data. Raises `UserError`, in one line that begins with `where`."""
-        known = [f.name for f in fields(cls)]
-        if unknown := [name for name in values if name not in known]:
-            near = difflib.get_close_matches(str(unknown[0]), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"{where}: unknown entry {unknown[0]!r}; {hint}")
-        try:
-            return cls(**{name: _as_number(value) for name, value in values.items()})
-        except UserError as error:
-            raise UserError(f"{where}: {str(error).removeprefix('recipe: ')}") from None
-
-    def to_dict(self) -> dict:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def with_text(self, settings: list[str]) -> "DenseRecipe":
-        """The recipe with entries given as `NAME=VALUE`, the values in YAML."""
-        changes: dict[str, Any] = {}
-        for text in settings:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise UserError(f"--set {text}: write it as NAME=VALUE")
-            try:
-                changes[name.strip()] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UserError(f"--set {text}: {value!r} is not a value") from None
-        return self.from_dict({**self.to_dict(), **changes}, "--set")
-
     def steps(self, steps_per_epoch: int) -> int:
         return max(1, round(self.epochs * steps_per_epoch))
 
@@ -130,15 +88,3 @@ class DenseRecipe:
             rate = low + (rate - low) * (1 - step / steps) ** self.power
         warmup = min(self.warmup_steps, steps - 1)
         return max(rate, low) * min(1.0, (step + 1) / max(warmup, 1))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _as_number(value: Any) -> Any:
-    """YAML takes 1e-3, without a point, for a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

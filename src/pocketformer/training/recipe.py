@@ -1,11 +1,12 @@
 """How a network is trained, as one frozen value."""
 
-import difflib
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
@@ -14,20 +15,7 @@ from pocketformer.architecture import Architecture
 from pocketformer.architecture.published import published_drop_path
 from pocketformer.errors import UserError
 from pocketformer.training.batches import Augmentation
-
-# What a number may be: name -> test, and the words for it.
-_POSITIVE = (lambda x: 0 < x < math.inf, "above zero")
-_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "at least zero")
-_SHARE = (lambda x: 0 <= x < 1, "at least 0 and below 1")
-_RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"), _POSITIVE),
-    **dict.fromkeys(("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "freeze"), _NOT_NEGATIVE),
-    **dict.fromkeys(("label_smoothing", "drop_path", "ema"), _SHARE),
-    "layer_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
-    "erase": (lambda x: 0 <= x <= 1, "from 0 to 1"),
-    "repeats": (lambda x: x >= 1, "at least 1"),
-}
-_WHOLE = ("batch_size", "checkpoint_every", "repeats", "freeze")
+from pocketformer.training.entries import NOT_NEGATIVE, POSITIVE, SHARE, Entries, is_number
 
 
 class Schedule(Protocol):
@@ -48,7 +36,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Entries):
     """AdamW, cosine per step, linear warm-up (V2 Table 5 and Sec. 5.1).
 
     `batch_size` is that of all processes together. `learning_rate` is for a batch of 1024 and scales with the batch;
@@ -81,23 +69,23 @@ class Recipe:
     freeze: int = 0
     checkpoint_every: int = 50  # steps
 
+    ranges: ClassVar = {
+        **dict.fromkeys(("epochs", "batch_size", "learning_rate", "layer_scale", "checkpoint_every"), POSITIVE),
+        **dict.fromkeys(("min_lr", "warmup_epochs", "weight_decay", "clip", "mixup", "cutmix", "freeze"), NOT_NEGATIVE),
+        **dict.fromkeys(("label_smoothing", "drop_path", "ema"), SHARE),
+        "layer_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        "erase": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+        "repeats": (lambda x: x >= 1, "at least 1"),
+    }
+    whole: ClassVar = ("batch_size", "checkpoint_every", "repeats", "freeze")
+    optional: ClassVar = ("drop_path",)
+
     def __post_init__(self) -> None:
-        for name, (test, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            if name == "drop_path" and value is None:
-                continue
-            if not _is_number(value):
-                raise UserError(f"recipe: {name} must be a number, not {value!r}")
-            if not test(value):
-                raise UserError(f"recipe: {name} must be {wanted}, not {value}")
-            if name in _WHOLE:
-                if value != int(value):
-                    raise UserError(f"recipe: {name} must be a whole number, not {value}")
-                object.__setattr__(self, name, int(value))
+        super().__post_init__()
         if not isinstance(self.flip, bool):
             raise UserError(f"recipe: flip must be true or false, not {self.flip!r}")
         low_high = self.crop_scale
-        if not isinstance(low_high, list | tuple) or len(low_high) != 2 or not all(map(_is_number, low_high)):
+        if not isinstance(low_high, list | tuple) or len(low_high) != 2 or not all(map(is_number, low_high)):
             raise UserError(
                 f"recipe: crop_scale must be two shares of the image, smallest and largest, not {low_high!r}"
             )
@@ -179,38 +167,14 @@ class Recipe:
         files.write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
-    def from_dict(cls, values: dict, where: str = "recipe") -> "Recipe":
-        """The recipe of entries as YAML gives them. Raises `UserError`, in one line that begins with `where`."""
+    def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """The recipe of entries as YAML gives them, `base` among them. Raises `UserError`, in one line that begins with
+        `where`."""
         values = dict(values)
         base = values.pop("base", None)
         if base is not None and base not in RECIPES:
             raise UserError(f"{where}: base {base!r} is no recipe; known: {', '.join(RECIPES)}")
-        known = [f.name for f in fields(cls)]
-        if unknown := [name for name in values if name not in known]:
-            near = difflib.get_close_matches(str(unknown[0]), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"{where}: unknown entry {unknown[0]!r}; {hint}")
-        values = {name: _as_number(value) if name in _RANGES else value for name, value in values.items()}
-        try:
-            return cls.named(base, **values) if base else cls(**values)
-        except UserError as error:
-            raise UserError(f"{where}: {str(error).removeprefix('recipe: ')}") from None
-
-    def to_dict(self) -> dict:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def with_text(self, settings: list[str]) -> "Recipe":
-        """The recipe with entries given as `NAME=VALUE`, the values in YAML."""
-        changes: dict[str, Any] = {}
-        for text in settings:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise UserError(f"--set {text}: write it as NAME=VALUE")
-            try:
-                changes[name.strip()] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UserError(f"--set {text}: {value!r} is not a value") from None
-        return self.from_dict({**self.to_dict(), **changes}, "--set")
+        return cls.made(partial(cls.named, base) if base else cls, values, where)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -246,15 +210,3 @@ class Recipe:
 
 # What the command line calls them -> the class method.
 RECIPES = {"imagenet": "imagenet", "small-images": "small_images", "finetune": "finetune"}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _as_number(value: Any) -> Any:
-    """YAML takes 1e-3, without a point, for a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
