@@ -3,12 +3,14 @@
     python benchmarks/ablation.py train --set cifar10 --data cifar10_mini_10k2k.npz
     python benchmarks/ablation.py train --set imagenette --data imagenette96.npz
     python benchmarks/ablation.py alpha --set cifar10 --data cifar10_mini_10k2k.npz --latency table.json
+    python benchmarks/ablation.py show --set cifar10
 
 `train`: one supernet a variant and seed; a variant changes one thing of the first. After each epoch the accuracy on
 search of the largest, the smallest and of random members, the same for all, with norms calibrated on images of fit; at
-the end on test, with the switches' own statistics and with re-calibrated norms. `alpha`: searches on the first
-variant's supernet down to half of its parameters, with the exponents of Table 10; the table is `profile`'s. Results
-are kept in benchmarks/results/ablation.json, finished trainings are skipped. Archives: archives.py.
+the end on test, with the switches' own statistics and with re-calibrated norms. `alpha`: searches on a
+supernet down to half of its parameters, with the exponents of Table 10; the table is `profile`'s. `show`:
+the table and the curves (docs/figures, by matplotlib) of what was trained. Results are kept in
+benchmarks/results/ablation.json, finished trainings are skipped. Archives: archives.py.
 """
 
 import argparse
@@ -68,11 +70,11 @@ SETS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """Of the first, which trains by the sandwich with in-place distillation, from the space's smallest member, and
-    without stochastic depth."""
+    """Of the first, which trains by the sandwich with in-place distillation alone, from the space's smallest member,
+    and without stochastic depth."""
 
     rule: Callable[[SearchSpace, int], Rule] = lambda space, seed: Sandwich(space, seed=seed)
-    targets: Callable[[Labels], Targets] = InPlace
+    targets: Callable[[Labels], Targets] = lambda labels: InPlace(labels, share=1)
     drop_path: float = 0.0
     minimum: bool = False
 
@@ -86,8 +88,10 @@ def macs_aware(space: SearchSpace, seed: int) -> Rule:
     return LatencyAware(space, lambda architecture: architecture.macs(), seed=seed)
 
 
+FIRST = "in place alone"
 VARIANTS = {
-    "ours": Variant(),
+    FIRST: Variant(),
+    "in place and labels, halves": Variant(targets=InPlace),
     "labels for all (the paper's rule)": Variant(targets=lambda labels: labels),
     "stochastic depth 0.1": Variant(drop_path=0.1),
     "uniform sampling, labels": Variant(rule=lambda s, seed: Uniform(s, seed=seed), targets=lambda labels: labels),
@@ -185,7 +189,7 @@ class Ablation:
         """Each variant's accuracy above that of the first with the same seed, re-calibrated, on test."""
         rows = {}
         for name in VARIANTS:
-            keys = [(f"{name}, seed {seed}", f"ours, seed {seed}") for seed in range(self.args.seeds)]
+            keys = [(f"{name}, seed {seed}", f"{FIRST}, seed {seed}") for seed in range(self.args.seeds)]
             if not all(key in self.own["supernets"] for pair in keys for key in pair):
                 continue
             groups = {"largest": ["largest"], "smallest": ["smallest"], "random": [*self.members][2:]}
@@ -205,7 +209,7 @@ class Ablation:
 
     def alpha(self) -> None:
         net = Supernet(self.space, len(self.data.classes), distilled=False).to(memory_format=torch.channels_last)
-        checkpoint.load_weights(net, self.folder("ours, seed 0") / "model.safetensors")
+        checkpoint.load_weights(net, self.args.supernet or self.folder(f"{FIRST}, seed 0") / "model.safetensors")
         costs = CostModel(LatencyTable.load(self.args.latency), len(self.data.classes))
         plain = costs(self.space.whole)
         rows = self.own.setdefault("alpha", {})
@@ -228,12 +232,50 @@ class Ablation:
             print(key, {n: round(v, 3) for n, v in ended.items()}, f"{tested['accuracy']:.2%} on test", flush=True)
 
 
+def show(name: str, results: Path) -> None:
+    """The table in Markdown: accuracy, and in brackets how far above the first variant, by seed, in points; and the
+    curves, means over the seeds."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    own = files.read_json(results)[name]
+    print("| variant | largest | smallest | 8 random | 8 random, switches' own norms |\n|---|---|---|---|---|")
+    for variant, row in own["effects"].items():
+        cells = []
+        for group in ("largest", "smallest", "random"):
+            above = ", ".join(f"{100 * x:+.1f}" for x in row[group]["above"]) if any(row[group]["above"]) else ""
+            cells.append(f"{row[group]['accuracy']:.1%}" + (f" ({above})" if above else ""))
+        plain = row["random, switches' own norms"]["accuracy"]
+        print(f"| {variant} | {' | '.join(cells)} | {plain:.1%} |")
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
+    for axis, group in zip(axes, ("largest", "smallest", "random"), strict=True):
+        for variant in own["effects"]:
+            curves = [
+                run["search_by_epoch"] for key, run in own["supernets"].items() if key.startswith(f"{variant}, seed")
+            ]
+            means = [
+                [statistics.mean(v for k, v in e.items() if k.startswith(group)) for e in curve] for curve in curves
+            ]
+            mean = [statistics.mean(values) for values in zip(*means, strict=True)]
+            axis.plot(range(1, len(mean) + 1), mean, marker="o", ms=3, label=variant)
+        axis.set(title=group, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy on search")
+    axes[-1].legend(fontsize=7)
+    target = Path(__file__).parents[1] / "docs" / "figures" / f"ablation_{name}.svg"
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("train", "alpha"))
+    parser.add_argument("what", choices=("train", "alpha", "show"))
     parser.add_argument("--set", choices=SETS, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--latency", type=Path, help="of `profile --space …`, for alpha")
+    parser.add_argument("--supernet", type=Path, help="weights, for alpha. [default: the first variant's, seed 0]")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
@@ -243,6 +285,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.what == "show":
+        show(args.set, args.out)
+        return
+    if args.data is None:
+        parser.error(f"{args.what} needs --data")
     torch.set_num_threads(args.threads)
     with alone(args.work / args.set):
         getattr(Ablation(args), args.what)()

@@ -3,7 +3,7 @@
     python benchmarks/alternatives.py run --set cifar10 --data cifar10_mini_10k2k.npz --latency table.json
     python benchmarks/alternatives.py plot --set cifar10
 
-The supernet is the first variant of `ablation.py train` (seed 0). For each budget, a share of the largest subnet's
+The supernet is one of `ablation.py train` (in place and labels, seed 0) unless another is given. For each budget, a share of the largest subnet's
 latency and parameters, the joint search comes first; random, evolution and nsga2 then score exactly as many subnets,
 in three seeds each, uniform at most as many; pruning and v1-scale end by themselves. Accuracy on search is the
 search's own (norms calibrated on images of fit), which a method that scores many subnets has chosen by; that on test
@@ -173,7 +173,9 @@ def main() -> None:
         return
     if args.data is None or args.latency is None:
         parser.error("run needs --data and --latency")
-    args.supernet = args.supernet or Path("runs/ablation") / args.set / "ours_seed_0" / "model.safetensors"
+    args.supernet = (
+        args.supernet or Path("runs/ablation") / args.set / "in_place_and_labels_halves_seed_0" / "model.safetensors"
+    )
     torch.set_num_threads(args.threads)
     with alone(args.work / args.set):
         Comparison(args).run()

@@ -64,14 +64,18 @@ def losses_of(kind, x, labels):
     def soft(y):
         return given(y) / 2 - (teachers_answers(x).softmax(1) * y.log_softmax(1)).sum(1).mean() / 2
 
+    def largest(top, y):
+        return -(top.softmax(1) * y.log_softmax(1)).sum(1).mean()
+
     def in_place(first):
-        return lambda top, y, is_top: first(y) if is_top else -(top.softmax(1) * y.log_softmax(1)).sum(1).mean()
+        return lambda top, y, is_top: first(y) if is_top else first(y) / 2 + largest(top, y) / 2
 
     return {
         "plain": lambda top, y, is_top: given(y),
         "hard teacher": lambda top, y, is_top: hard(y),
         "soft teacher": lambda top, y, is_top: soft(y),
         "in-place": in_place(given),
+        "in-place alone": lambda top, y, is_top: given(y) if is_top else largest(top, y),
         "in-place, hard teacher": in_place(hard),
     }[kind]
 
@@ -81,6 +85,7 @@ TARGETS = {
     "hard teacher": lambda: Taught(Labels(0.1), Answering()),
     "soft teacher": lambda: Taught(Labels(0.1), Answering(), "soft"),
     "in-place": lambda: InPlace(Labels(0.1)),
+    "in-place alone": lambda: InPlace(Labels(0.1), share=1),
     "in-place, hard teacher": lambda: InPlace(Taught(Labels(0.1), Answering())),
 }
 

@@ -51,8 +51,8 @@ def supernet(
         bool,
         typer.Option(
             "--plain",
-            help="All subnets learn from the labels, as in the paper (or all from the teacher); no in-place "
-            "distillation, in which all but the largest learn from the largest.",
+            help="All subnets learn from the labels alone, as in the paper (or all from the teacher); no in-place "
+            "distillation, in which all but the largest learn half from the largest.",
         ),
     ] = False,
     noise: Annotated[

@@ -70,9 +70,9 @@ class SandwichTask:
     """Several subnets of a supernet in one step (paper Alg. 1): those of `rule`, learning from `targets`; their
     gradients add up, then one optimiser step.
 
-    By default the largest subnet learns from the labels and the others from its detached output, our departure
-    (contract 6.6); `Labels()` is the rule as printed. "loss" is the largest subnet's (without it, the mean of all),
-    "accuracy" that of the first. Raises `UserError` for targets that need the largest of a rule without it.
+    By default the largest subnet learns from the labels and the others from these and from its detached output, our
+    departure (contract 6.6); `Labels()` is the rule as printed. "loss" is the largest subnet's (without it, the mean
+    of all), "accuracy" that of the first. Raises `UserError` for targets that need the largest of a rule without it.
     """
 
     def __init__(self, supernet: Supernet, rule: Rule, targets: Targets | None = None):
