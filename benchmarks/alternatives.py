@@ -3,12 +3,12 @@
     python benchmarks/alternatives.py run --set cifar10 --data cifar10_mini_10k2k.npz --latency table.json
     python benchmarks/alternatives.py plot --set cifar10
 
-The supernet is one of `ablation.py train` (in place and labels, seed 0) unless another is given. For each budget, a share of the largest subnet's
-latency and parameters, the joint search comes first; random, evolution and nsga2 then score exactly as many subnets,
-in three seeds each, uniform at most as many; pruning and v1-scale end by themselves. Accuracy on search is the
-search's own (norms calibrated on images of fit), which a method that scores many subnets has chosen by; that on test
-was not chosen by anything. Results: benchmarks/results/alternatives.json; what it holds is not run again. `plot`
-needs matplotlib.
+The supernet is one of `ablation.py train` (in place and labels, seed 0) unless another is given. For each budget, a
+share of the largest subnet's latency and parameters, the joint search comes first; random, evolution and nsga2 then
+score exactly as many subnets, in three seeds each, uniform at most as many; pruning and v1-scale end by themselves.
+Accuracy on search is the search's own (norms calibrated on images of fit), which a method that scores many subnets has
+chosen by; that on test was not chosen by anything. Results: benchmarks/results/alternatives.json; what it holds is not
+run again. `plot` needs matplotlib.
 """
 
 import argparse

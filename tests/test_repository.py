@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/pocketformer"
 # From top to bottom; a room imports only rooms further down (and the three modules under all of them).
 ROOMS = [
-    *("cli", "pipelines", "report", "training", "search"),
+    *("cli", "pipelines", "report", "dense", "training", "search"),
     *("devices", "deploy", "runtimes", "supernet", "models", "architecture"),
 ]
 GROUND = {"errors", "files", "progress", "ranks", "runs"}

@@ -8,12 +8,14 @@ from pocketformer.cli import (
     benchmark,
     correlate,
     design,
+    detect,
     evaluate,
     export,
     models,
     profile,
     report,
     search,
+    segment,
     supernet,
     train,
 )
@@ -68,3 +70,6 @@ for command in (
     report.report,
 ):
     app.command()(command)
+
+app.add_typer(detect.app)
+app.add_typer(segment.app)

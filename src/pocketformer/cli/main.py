@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from pocketformer import ranks
 
-_MANY = ("train", "supernet", "search", "evaluate")  # commands that share their work between processes
+_DENSE = [f"{task} {work}" for task in ("detect", "segment") for work in ("train", "evaluate")]
+_MANY = ("train", "supernet", "search", "evaluate", *_DENSE)  # commands that share their work between processes
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -66,7 +67,8 @@ def _run(arguments: list[str]) -> int:
 def _check_ranks(arguments: list[str]) -> None:
     from pocketformer.errors import UserError
 
-    command = next((word for word in arguments if not word.startswith("-")), None)
+    words = [word for word in arguments if not word.startswith("-")]
+    command = " ".join(words[: 2 if words[:1] in (["detect"], ["segment"]) else 1])
     if ranks.count() > 1 and command not in _MANY:
         raise UserError(f"{command} runs in one process; under torchrun there are {', '.join(_MANY)}")
 

@@ -28,8 +28,8 @@ class Backbone(nn.Module):
         self.reductions = tuple(info["reduction"] for info in network.feature_info)
         on_tokens = network.architecture.design.attention == "tokens"
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) if on_tokens else nn.Identity() for width in self.widths)
-        self._frozen = [m for m in network.modules() if frozen_norms and isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in self._frozen:
+        self.frozen_norms = frozen_norms
+        for norm in self._frozen():
             norm.requires_grad_(False)
         self.train()
 
@@ -40,6 +40,12 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for norm in self._frozen:
+        for norm in self._frozen():
             norm.eval()
         return self
+
+    def _frozen(self) -> list[nn.Module]:
+        """Looked for anew: synchronised norms, which take the place of these on several GPUs, are to stay frozen too
+        (in the published code they do not)."""
+        kind = nn.modules.batchnorm._BatchNorm
+        return [module for module in self.network.modules() if self.frozen_norms and isinstance(module, kind)]

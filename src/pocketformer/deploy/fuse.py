@@ -17,12 +17,14 @@ from pocketformer.errors import UserError
 from pocketformer.models import ends
 
 
-def fuse(model: nn.Module) -> "FusedNetwork":
+@singledispatch
+def fuse(model: nn.Module) -> nn.Module:
     """The deployed graph of a network as a new module; `model` is left as it was.
 
     Its output equals that of `model` in evaluation mode up to rounding (1e-5), whatever mode `model` is in:
     (B, in_chans, H, W) images to (B, num_classes) logits. It holds no BatchNorm and nothing that needs gradients.
-    Raises `UserError` for what is not one of this package's networks.
+    Raises `UserError` for what is not one of this package's networks. What is built on a network, such as a segmenter,
+    registers a form of its own.
     """
     try:
         parts = model.sequence()

@@ -4,20 +4,14 @@ Everything random about a sample is drawn from (seed, epoch, row, copy), and wor
 next: their number, and the step at which a training continues, change no bit.
 """
 
-import hashlib
-import random
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.transforms import MaybeToTensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import Compose, Normalize
 
 from pocketformer.errors import UserError, WorkError, first_line
@@ -25,6 +19,7 @@ from pocketformer.training.augmentation import Augmentation
 from pocketformer.training.data import Split
 from pocketformer.training.orders import WHOLE, Order, Places, Share
 from pocketformer.training.pixels import OURS, Normalisation
+from pocketformer.training.workers import by_workers, own_randomness, seed_sample
 
 
 class TransformedBatches:
@@ -72,7 +67,7 @@ class TransformedBatches:
         them dies or an image cannot be read; `split.images.bad` has those that were replaced.
         """
         places = map(self._order.at, range(first, last))
-        made = _by_workers(self._samples, places, self.workers) if self.workers > 0 else map(self._samples.here, places)
+        made = by_workers(self._samples, places, self.workers) if self.workers > 0 else map(self._samples.here, places)
         for images, labels, bad in made:
             if bad:
                 self.split.images.bad.update(bad)
@@ -127,15 +122,6 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
     return auto_augment.posterize(image, bits_to_keep, **options)
 
 
-def seed_sample(seed: int, epoch: int, row: int, copy: int) -> None:
-    """Seeds all generators that timm's transforms draw from."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {row} {copy}".encode(), digest_size=20).digest()
-    random.seed(digest[:8])
-    np.random.seed(int.from_bytes(digest[8:12], "little"))  # it takes no larger number
-    # Not torch.manual_seed, which would seed every accelerator too.
-    torch.default_generator.manual_seed(int.from_bytes(digest[12:], "little"))
-
-
 class _Samples(Dataset):
     """Makes the batch of `Places`: images, labels and what could not be read so far (row -> why)."""
 
@@ -161,101 +147,8 @@ class _Samples(Dataset):
 
     def here(self, places: Places) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
         """The same, with the generators of this process as they were."""
-        with _own_randomness():
+        with own_randomness():
             return self[places]
 
     def _name(self, row: int) -> str:
         return self.split.images.name(row) if self.split.streamed else f"image {row}"
-
-
-class _Told(Dataset):
-    """Errors as values: what torch raises in their place has a traceback for a message."""
-
-    def __init__(self, samples: _Samples):
-        self.samples = samples
-
-    def __getitem__(self, places: Places):
-        try:
-            return self.samples[places]
-        except (UserError, WorkError) as error:
-            return type(error)(str(error))
-        except MemoryError:
-            return WorkError("a process that prepares images ran out of memory; pass fewer --workers")
-        except Exception as error:
-            return WorkError(f"a process that prepares images failed: {type(error).__name__}: {first_line(error)}")
-
-
-def _by_workers(samples: _Samples, places: Iterator[Places], workers: int) -> Iterator[tuple]:
-    with _own_child_signal(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*worker processes in total", category=UserWarning)  # as told
-        loader = DataLoader(
-            _Told(samples),
-            batch_size=None,
-            sampler=_Once(places),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # else it draws from the generator of this process
-        )
-        made = iter(loader)
-    try:
-        while True:
-            found = _next(made)
-            if found is None:
-                return
-            if isinstance(found, Exception):
-                raise found
-            yield found
-    finally:
-        # Here, not whenever a traceback is collected: that closes the queues first and then waits for each worker.
-        del made
-
-
-def _next(made: Iterator):
-    try:
-        return next(made, None)
-    except (RuntimeError, OSError, EOFError) as error:
-        return WorkError(
-            f"a process that prepares images died ({first_line(error)}): memory may be short, /dev/shm too small, "
-            "or it was killed; pass fewer --workers, and run the same command to continue"
-        )
-
-
-class _Once:
-    """What a loader takes for a sampler: something to iterate over, here once."""
-
-    def __init__(self, places: Iterator[Places]):
-        self._places = places
-
-    def __iter__(self) -> Iterator[Places]:
-        return self._places
-
-
-def _as_it_is(found):
-    return found
-
-
-@contextmanager
-def _own_randomness():
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states, strict=True):
-            restore(state)
-
-
-@contextmanager
-def _own_child_signal():
-    """Keeps torch's handler for dead workers out of this process.
-
-    It raises wherever the process happens to be, such as in the middle of writing a checkpoint; waiting for the next
-    batch notices a dead worker as well.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)

@@ -1,0 +1,269 @@
+"""`segment`: semantic segmentation by Semantic FPN on the backbones."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketformer.cli import options, training
+
+
+def _presets() -> tuple[str, ...]:
+    from pocketformer.dense.segmentation.presets import PRESETS
+
+    return tuple(PRESETS)
+
+
+app = typer.Typer(
+    name="segment",
+    help="Semantic segmentation: train, evaluate, use and export Semantic FPN on a backbone.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+Checkpoint = Annotated[str, typer.Option(metavar="FOLDER", help="Folder of a `segment train`.")]
+Masks = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER",
+        help="Images and masks: ADE20K's layout (images/training, annotations/training, and validation) or CamVid's "
+        "(train, trainannot; val, valannot; test, testannot). A mask has one label a pixel, its image's size, and its "
+        "name but for the suffix.",
+    ),
+]
+
+
+@app.command()
+def train(
+    architecture: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="The backbone: a published name (see `pocketformer models`), an architecture.json, or a folder with "
+            "one.",
+        ),
+    ],
+    data: Masks,
+    out: options.Out,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="Start from the weights of a search, a supernet, a trained network, or a file of weights (official, "
+            "timm's or ours); its norms are then frozen. [default: random weights]",
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="paper|small",
+            callback=options.one_of(_presets),
+            help="paper: 63.3 epochs of crops of 512x512 px, 32 a step; small: 60 epochs of 192x192 px, 8 a step, and "
+            "higher rates, for a few hundred small images.",
+        ),
+    ] = "paper",
+    set_: training.Set = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes, one a line, in the order of their labels. [default: classes.txt in the data; "
+            "else they are counted and numbered]",
+        ),
+    ] = None,
+    ignore_index: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Label of the pixels that do not count; 11 in CamVid's masks.")
+    ] = 255,
+    reduce_zero_label: Annotated[
+        bool,
+        typer.Option("--reduce-zero-label", help="Label 0 does not count, and 1 is the first class: ADE20K."),
+    ] = False,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="H W",
+            help="Of the crops, px; images are scaled around the size at which their short side is the smaller of the "
+            "two. [default: the preset's]",
+        ),
+    ] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="X", callback=options.above_zero, help="Of the first step after warm-up.")
+    ] = None,
+    drop_path: options.DropPath = None,
+    device: training.Device = "cpu",
+    precision: training.Precision = "float32",
+    compile: training.Compile = False,
+    accumulate: training.Accumulate = 1,
+    checkpointing: training.Checkpointing = False,
+    deterministic: training.Deterministic = False,
+    keep: Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Checkpoints that are kept.")] = 2,
+    seed: options.Seed = 0,
+    workers: options.Workers = 2,
+    json: options.Json = False,
+) -> None:
+    """Train a segmenter, also under `torchrun`.
+
+    All masks are looked at first. The weights that do best on val after an epoch are kept and judged on test
+    (without test on val). FOLDER gets model.safetensors, architecture.json, config.json, results.json,
+    metrics.jsonl and tensorboard/.
+
+    \b
+    Examples:
+      pocketformer segment train --architecture efficientformerv2_s0 --init runs/s0 --data ADEChallengeData2016 \\
+        --reduce-zero-label --device cuda --precision bfloat16 --out runs/ade
+      pocketformer segment train --architecture efficientformerv2_s0 --data camvid --ignore-index 11 \\
+        --preset small --size 180 240 --out runs/camvid
+    """
+    from pocketformer.dense.segmentation.labels import Coding
+    from pocketformer.dense.segmentation.presets import PRESETS
+    from pocketformer.pipelines.segmenting import SegmentSettings, train_segmenter
+
+    recipe = options.changed(
+        PRESETS[preset](),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        drop_path=drop_path,
+        size=size,
+    ).with_text(set_ or [])
+    settings = SegmentSettings(
+        architecture,
+        data,
+        recipe,
+        init,
+        None if classes is None else str(classes),
+        Coding(ignore_index, reduce_zero_label),
+        seed,
+        training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
+        workers,
+        keep,
+    )
+    result = train_segmenter(settings, out)
+    if json:
+        options.print_json(result)
+    else:
+        print(f"{out}: {result['parameters']:,} parameters")
+        _print_scores(result)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Masks,
+    device: training.Device = "cpu",
+    precision: training.Precision = "float32",
+    workers: options.Workers = 2,
+    json: options.Json = False,
+) -> None:
+    """Measure mIoU, pixel accuracy and the IoU of each class on test (without test on val), also under `torchrun`.
+
+    Images are scaled as for the training, whole, and judged at their own size. Writes no files.
+
+    \b
+    Example:
+      pocketformer segment evaluate --checkpoint runs/camvid --data camvid
+    """
+    from pocketformer.pipelines.segmenting import evaluate_segmenter
+    from pocketformer.training.compute import Compute
+
+    found = evaluate_segmenter(checkpoint, data, Compute(device, precision), workers)
+    if json:
+        options.print_json(found)
+    else:
+        _print_scores(found)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Images, or folders of them.")],
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures and results.json go.")],
+    device: training.Device = "cpu",
+    precision: training.Precision = "float32",
+    json: options.Json = False,
+) -> None:
+    """Draw the classes of images.
+
+    Writes for each IMAGE its NAME_overlay.png and NAME_labels.png (with the labels of the training's masks), and
+    results.json: each class's colour, and its share of each image's pixels.
+
+    \b
+    Example:
+      pocketformer segment predict --checkpoint runs/camvid --out drawn street.jpg
+    """
+    from pocketformer.pipelines.segment_predictions import predict_folder
+    from pocketformer.training.compute import Compute
+
+    found = predict_folder(checkpoint, images, out, Compute(device, precision))
+    if json:
+        options.print_json(found)
+        return
+    for image in found["images"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in image["shares"].items())
+        print(f"{image['image']}: {shares}")
+    print(f"pictures and results.json: {out}")
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; its name ends as the format's do.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=options.check_format,
+            help="onnx (.onnx), openvino (.xml), or another of `pocketformer export`.",
+        ),
+    ] = "onnx",
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="Of the images that the file takes, px. [default: the crops' size]"),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Images to verify on. [default: random pixels]")
+    ] = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Write backbone, neck and head as one file for deployment, float32.
+
+    The fused graph for one image at a time: input `image` (1, 3, H, W), RGB in 0 to 1 and then normalised by
+    `mean` and `std` of the folder's config.json; output `logits` (1, classes, H, W). The file is run and compared
+    with PyTorch first: on a mismatch nothing is written (exit code 1).
+
+    \b
+    Example:
+      pocketformer segment export --checkpoint runs/camvid --size 180 240 --out model.onnx
+    """
+    from pocketformer.pipelines.segment_exports import export_segmenter
+
+    report = export_segmenter(checkpoint, out, format, size, data, seed)
+    if json:
+        options.print_json(report.to_dict())
+        return
+    print(f"{out}: {report.bytes / 1e6:.2f} MB, {report.details}, {report.precision}")
+    found = report.verified
+    if found is None:
+        print(f"not verified: no runtime on this machine can run {format} files")
+        return
+    print(
+        f"verified on {found.images} images: logits differ from PyTorch's by at most {found.max_difference:.1e} "
+        f"(their standard deviation is {found.logits_std:.2f})"
+    )
+
+
+def _print_scores(found: dict) -> None:
+    from pocketformer.cli.summary import aligned
+
+    print(
+        f"mIoU {found['mIoU']:.2%}, pixel accuracy {found['pixel_accuracy']:.2%} on {found['split']} "
+        f"({found['images']} images)"
+    )
+    total = max(sum(found["pixels"].values()), 1)
+    rows = [("class", "IoU", "share of pixels")]
+    for name, iou in found["iou"].items():
+        rows.append((name, "-" if iou is None else f"{iou:.2%}", f"{found['pixels'][name] / total:.2%}"))
+    print(aligned(rows))

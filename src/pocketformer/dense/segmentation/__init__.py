@@ -1,0 +1,1 @@
+"""Semantic segmentation: Semantic FPN on the backbones, as both papers evaluate them on ADE20K."""

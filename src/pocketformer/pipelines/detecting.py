@@ -1,0 +1,167 @@
+"""`detect train` and `detect evaluate`: Mask R-CNN or Faster R-CNN on a user's annotated images."""
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pocketformer import files, ranks
+from pocketformer.dense.detection.batches import DetectionBatches
+from pocketformer.dense.detection.checkpoint import Trained, load_detector, save_detector
+from pocketformer.dense.detection.coco import CocoSet
+from pocketformer.dense.detection.detector import DetectionTask, Detector
+from pocketformer.dense.detection.evaluation import detect, need_coco, precision, tables
+from pocketformer.dense.detection.folders import Reader, check_classes, locate
+from pocketformer.dense.detection.heads import Heads
+from pocketformer.dense.recipe import DenseRecipe
+from pocketformer.errors import UserError
+from pocketformer.pipelines.backbones import open_backbone
+from pocketformer.pipelines.trained import load_architecture
+from pocketformer.progress import say, stage
+from pocketformer.runs import Run, check_folder
+from pocketformer.training.compute import Compute
+from pocketformer.training.engine import Job, planned_steps, train
+from pocketformer.training.orders import Share
+from pocketformer.training.pixels import normalisation_of
+
+_COMMAND = "detect train"
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """What `detect train` is asked for. `workers` and `keep` may change when a run is resumed."""
+
+    architecture: str
+    data: str
+    recipe: DenseRecipe
+    heads: Heads = field(default_factory=Heads)
+    init: str | None = None
+    masks: bool = True  # where the data have any
+    validate: bool = False
+    bad_annotations: str = "refuse"
+    seed: int = 0
+    compute: Compute = field(default_factory=Compute)
+    workers: int = 2
+    keep: int = 2
+
+    def to_dict(self) -> dict:
+        """What the result depends on."""
+        return {
+            "architecture": load_architecture(self.architecture).to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "heads": self.heads.to_dict(),
+            "compute": self.compute.to_dict(),
+            **{name: getattr(self, name) for name in ("data", "init", "masks", "validate", "bad_annotations", "seed")},
+        }
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Short and long side of the images, px."""
+        return int(min(self.recipe.size)), int(max(self.recipe.size))
+
+
+def train_detector(settings: DetectSettings, out: Path) -> dict:
+    """Trains a detector on train (with `validate`: but a tenth, the search split, by which the best weights are kept)
+    and evaluates it on val; resumes in the same folder."""
+    need_coco()
+    described = load_architecture(settings.architecture)
+    check_folder(out, _COMMAND, settings.to_dict())
+    found, val = _open(settings)
+    images = found.for_training()
+    if len(images) < len(found):
+        say(f"note: {len(found) - len(images)} of {len(found)} training images show no object; they are left out")
+    heads = replace(settings.heads, masks=found.masks)
+    torch.manual_seed(settings.seed)
+    backbone = open_backbone(described, settings.init, replace(settings.recipe, size=settings.size))
+    model = Detector(backbone, len(found.classes), heads)
+    with Run(out, _COMMAND, settings.to_dict()) as run:
+        run.record(data_fingerprint=f"{found.fingerprint} {val.fingerprint}")
+        if not ranks.from_first((run.path / "model.safetensors").exists()):
+            _train(model, images, settings, run)
+        ranks.wait()
+        trained = load_detector(run.path)
+        test = judge(trained, val, settings.compute, settings.workers)
+        parameters = sum(p.numel() for p in trained.model.parameters())
+        result = {"parameters": parameters, "images": len(val), "test": test, "folder": str(run.path)}
+        if ranks.first():
+            files.write_json(run.path / "results.json", {"command": _COMMAND, "seed": settings.seed, **result})
+    return result
+
+
+def _open(settings: DetectSettings) -> tuple[CocoSet, CocoSet]:
+    """Both splits, looked through by the first of several processes."""
+    both = None
+    if ranks.first():
+        data = Path(settings.data)
+        places = [locate(data, split) for split in ("train", "val")]
+        skip = settings.bad_annotations == "skip"
+        found = Reader(None if settings.masks else False, skip, settings.workers)(*places[0])
+        val = Reader(None if found.masks else False, skip, settings.workers)(*places[1])
+        check_classes(found, val)
+        both = found, val
+    return ranks.from_first(both)
+
+
+def _train(model: Detector, images: CocoSet, settings: DetectSettings, run: Run) -> None:
+    recipe, compute = settings.recipe, settings.compute
+    result = copy.deepcopy(model)  # `model` may be synchronised
+    normalisation = normalisation_of(model.pyramid.backbone.network)
+    fit, search = images.held_out(settings.seed) if settings.validate else (images, None)
+    batches = DetectionBatches(
+        fit,
+        recipe.batch_size,
+        settings.size,
+        settings.seed,
+        normalisation,
+        Share(ranks.rank(), ranks.count()),
+        settings.workers,
+    )
+
+    def validate(network: Detector) -> float:
+        network.eval()
+        with compute.autocast():
+            found = detect(network, search, settings.size, normalisation, settings.workers)
+        return precision(tables(search, found, network.heads.masks))
+
+    with stage("train the detector", planned_steps(batches, recipe)) as progress:
+        job = Job(run.path, "detect", run.ledger, progress, settings.keep, validate if search else None, "AP")
+        state = train(DetectionTask(model), batches, recipe, job, settings.seed, compute)
+    if ranks.first():
+        best = run.path / "best.safetensors"
+        result.load_state_dict(load_file(best) if search else state.averaged.state_dict())
+        save_detector(run.path, Trained(result, images.classes, settings.size))
+
+
+def evaluate_detector(
+    checkpoint: str,
+    data: str | None,
+    annotations: str | None,
+    folder: str | None,
+    compute: Compute,
+    workers: int,
+    bad_annotations: str = "refuse",
+) -> dict:
+    """COCO's tables of a trained folder on val of `data`, or on a file of annotations and its folder of images."""
+    need_coco()
+    if (data is None) == (annotations is None) or (annotations is None) != (folder is None):
+        raise UserError("name what to evaluate on: --data, or --annotations with --images")
+    trained = load_detector(Path(checkpoint))
+    images = None
+    if ranks.first():
+        places = locate(Path(data), "val") if data is not None else (Path(annotations), Path(folder))
+        masks = None if trained.model.heads.masks else False
+        images = Reader(masks, bad_annotations == "skip", workers)(*places)
+        known = replace(images, source=checkpoint, classes=trained.classes)
+        check_classes(known, images)
+    images = ranks.from_first(images)
+    return {"images": len(images), **judge(trained, images, compute, workers)}
+
+
+def judge(trained: Trained, images: CocoSet, compute: Compute, workers: int) -> dict[str, dict[str, float]]:
+    """COCO's twelve figures of "boxes", and of "masks" where there are any."""
+    model = trained.model.to(compute.where, memory_format=torch.channels_last)
+    with stage(f"evaluate on {Path(images.source).name}", len(images)) as progress, compute.autocast():
+        found = detect(model, images, trained.size, trained.normalisation, workers, progress.update)
+    return tables(images, found, model.heads.masks)

@@ -1,0 +1,45 @@
+"""`segment export`: a trained segmenter in, a verified file for deployment out."""
+
+from pathlib import Path
+
+import torch
+
+import pocketformer.dense.segmentation.fused  # noqa: F401  (registers what is exported)
+from pocketformer.dense.segmentation.crops import CropBatches
+from pocketformer.dense.segmentation.folders import find_masks
+from pocketformer.deploy import ExportReport, check_name, export, exporter_of
+from pocketformer.errors import UserError
+from pocketformer.pipelines.segment_folders import Trained, load_segmenter
+from pocketformer.progress import stage
+
+_IMAGES = 4  # to verify on: each gives as many logits as it has pixels and classes
+
+
+def export_segmenter(
+    checkpoint: str, out: Path, format: str, size: tuple[int, int] | None, source: str | None, seed: int
+) -> ExportReport:
+    """Writes backbone, neck and head, fused, for single images of `size` (that of the training's crops by default):
+    input `image`, output `logits` (1, classes, H, W).
+
+    Verified on crops of the source's images, or on random pixels; on a mismatch `WorkError`, and no file.
+    """
+    exporter_of(format, "float32")  # refused before anything is read
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the path of the file")
+    check_name(out, format)
+    trained = load_segmenter(checkpoint)
+    model, size = trained.model, size or trained.size
+    model.backbone.network.set_input_size(size)
+    images = _pixels(size, seed) if source is None else _crops(trained, size, source, seed)
+    with stage("export and verify"):
+        return export(model, out, images, format)
+
+
+def _pixels(size: tuple[int, int], seed: int) -> torch.Tensor:
+    return torch.randn(_IMAGES, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def _crops(trained: Trained, size: tuple[int, int], source: str, seed: int) -> torch.Tensor:
+    pairs = find_masks(source, trained.coding).judged
+    batches = CropBatches(pairs, trained.coding, _IMAGES, size, seed, trained.normalisation)
+    return next(iter(batches.steps(0, 1)))[0]

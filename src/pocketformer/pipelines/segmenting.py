@@ -1,0 +1,164 @@
+"""`segment train` and `segment evaluate`: Semantic FPN on a user's images and masks."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pocketformer import files, ranks
+from pocketformer.dense.recipe import DenseRecipe
+from pocketformer.dense.segmentation.census import Census, read_census, take_census, write_census
+from pocketformer.dense.segmentation.crops import CropBatches
+from pocketformer.dense.segmentation.evaluation import Scores, evaluate
+from pocketformer.dense.segmentation.folders import Folder, Pairs, find_masks
+from pocketformer.dense.segmentation.labels import Coding
+from pocketformer.dense.segmentation.segmenter import Segmenter
+from pocketformer.dense.segmentation.task import SegmentationTask
+from pocketformer.errors import UserError
+from pocketformer.pipelines.backbones import open_backbone
+from pocketformer.pipelines.segment_folders import Trained, load_segmenter, save_segmenter
+from pocketformer.pipelines.trained import load_architecture
+from pocketformer.progress import say, stage
+from pocketformer.runs import Run, check_folder
+from pocketformer.training.compute import Compute
+from pocketformer.training.engine import Job, planned_steps, train
+from pocketformer.training.orders import Share
+from pocketformer.training.pixels import normalisation_of
+
+_COMMAND = "segment train"
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """What `segment train` is asked for. `workers` and `keep` may change when a run is resumed."""
+
+    architecture: str
+    data: str
+    recipe: DenseRecipe
+    init: str | None = None
+    classes: str | None = None  # a file of their names
+    coding: Coding = field(default_factory=Coding)
+    seed: int = 0
+    compute: Compute = field(default_factory=Compute)
+    workers: int = 2
+    keep: int = 2
+
+    def to_dict(self) -> dict:
+        """What the result depends on."""
+        return {
+            "architecture": load_architecture(self.architecture).to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "compute": self.compute.to_dict(),
+            **{name: getattr(self, name) for name in ("data", "init", "classes", "seed")},
+            "ignore_index": self.coding.ignore_index,
+            "reduce_zero_label": self.coding.reduce_zero_label,
+        }
+
+
+def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
+    """Trains a segmenter, keeps the weights that do best on val (without val the last ones) and evaluates them on test
+    (without test on val); resumes in the same folder."""
+    described, recipe = load_architecture(settings.architecture), settings.recipe
+    check_folder(out, _COMMAND, settings.to_dict())
+    data = find_masks(settings.data, settings.coding, settings.classes)
+    for note in data.notes:
+        say(f"note: {note}")
+    census = checked(data, tuple(data.splits), settings.workers, out / "census.json")
+    classes = data.classes or _numbered(census.num_classes(settings.coding))
+    torch.manual_seed(settings.seed)
+    model = Segmenter(open_backbone(described, settings.init, recipe), len(classes))
+    with Run(out, _COMMAND, settings.to_dict()) as run:
+        run.record(data_fingerprint=census.fingerprint)
+        if ranks.first():
+            write_census(run.path / "census.json", data.stamp, census)
+        if not ranks.from_first((run.path / "model.safetensors").exists()):
+            _train(model, data, classes, settings, run)
+        ranks.wait()
+        trained = load_segmenter(run.path)
+        judged = data.judged if {"val", "test"} & set(data.splits) else data.splits["train"]
+        scores = judge(trained, judged, settings.compute, settings.workers)
+        parameters = sum(p.numel() for p in trained.model.parameters())
+        result = {"parameters": parameters, "split": judged.name, **scores.to_dict(classes), "folder": str(run.path)}
+        if ranks.first():
+            files.write_json(run.path / "results.json", {"command": _COMMAND, "seed": settings.seed, **result})
+    return result
+
+
+def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: SegmentSettings, run: Run) -> None:
+    recipe, compute = settings.recipe, settings.compute
+    size = crop_size(recipe)
+    result = copy.deepcopy(model)  # `model` may be compiled or synchronised
+    normalisation = normalisation_of(model.backbone.network)
+    batches = CropBatches(
+        data.splits["train"],
+        data.coding,
+        recipe.batch_size,
+        size,
+        settings.seed,
+        normalisation,
+        Share(ranks.rank(), ranks.count()),
+        settings.workers,
+    )
+    val = data.splits.get("val")
+
+    def validate(network: Segmenter) -> float:
+        network.eval()
+        with compute.autocast():
+            return evaluate(network, val, data.coding, size, normalisation, settings.workers).miou
+
+    with stage("train the segmenter", planned_steps(batches, recipe)) as progress:
+        job = Job(run.path, "segment", run.ledger, progress, settings.keep, validate if val else None, "mIoU")
+        state = train(SegmentationTask(model), batches, recipe, job, settings.seed, compute)
+    if ranks.first():
+        best = run.path / "best.safetensors"
+        result.load_state_dict(load_file(best) if val else state.averaged.state_dict())
+        save_segmenter(run.path, result, classes, size, data.coding, data.source)
+
+
+def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: int) -> dict:
+    """Scores of a trained folder on test (without test on val) of the source, whose masks are coded as those of the
+    training."""
+    trained = load_segmenter(checkpoint)
+    data = find_masks(source, trained.coding)
+    if data.classes is not None and data.classes != trained.classes:
+        raise UserError(
+            f"{checkpoint} knows {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, …), but {source} "
+            f"has {len(data.classes)} ({', '.join(data.classes[:3])}, …)"
+        )
+    judged = data.judged
+    checked(data, (judged.name,), workers, classes=len(trained.classes))
+    scores = judge(trained, judged, compute, workers)
+    return {"split": judged.name, **scores.to_dict(trained.classes)}
+
+
+def judge(trained: Trained, pairs: Pairs, compute: Compute, workers: int) -> Scores:
+    model = trained.model.to(compute.where, memory_format=torch.channels_last)
+    with stage(f"evaluate on {pairs.name}", len(pairs)) as progress, compute.autocast():
+        return evaluate(model, pairs, trained.coding, trained.size, trained.normalisation, workers, progress.update)
+
+
+def crop_size(recipe: DenseRecipe) -> tuple[int, int]:
+    height, width = recipe.size
+    return int(height), int(width)
+
+
+def checked(
+    data: Folder, splits: tuple[str, ...], workers: int, kept: Path | None = None, classes: int | None = None
+) -> Census:
+    """What the masks hold, once all of them have been looked at, by the first of several processes; `kept`: where an
+    earlier run has written it down. Raises `UserError` in one line for bad ones."""
+    census = None
+    if ranks.first():
+        census = None if kept is None else read_census(kept, data.stamp)
+        if census is None:
+            known = classes or (None if data.classes is None else len(data.classes))
+            with stage("check the masks", sum(len(data.splits[name]) for name in splits)) as progress:
+                census = take_census(data, splits, known, workers, progress.update)
+    return ranks.from_first(census)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    say(f"note: no names of classes (classes.txt, or --classes): by their masks there are {count}")
+    return tuple(f"class {number}" for number in range(count))
