@@ -4,6 +4,7 @@
     python benchmarks/ablation.py train --set imagenette --data imagenette96.npz
     python benchmarks/ablation.py alpha --set cifar10 --data cifar10_mini_10k2k.npz --latency table.json
     python benchmarks/ablation.py show --set cifar10
+    python benchmarks/ablation.py train --set embedded --data embedded --variants 'in place alone' …
 
 `train`: one supernet a variant and seed; a variant changes one thing of the first. After each epoch the accuracy on
 search of the largest, the smallest and of random members, the same for all, with norms calibrated on images of fit; at
@@ -18,6 +19,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ from pocketformer import Supernet, files
 from pocketformer.architecture import SearchSpace, Selection
 from pocketformer.devices import LatencyTable
 from pocketformer.pipelines.costs import CostModel
+from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import as_result
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.progress import say, stage
@@ -65,6 +68,7 @@ SPACES = Path(__file__).parent / "spaces"
 SETS = {
     "cifar10": Set(str(SPACES / "small32.yaml"), 32, 128, 4),
     "imagenette": Set(str(SPACES / "small64.yaml"), 64, 64, 3),
+    "embedded": Set("pocket28", 28, 128, 2.8),  # as quickstart trains it
 }
 
 
@@ -106,16 +110,19 @@ class Ablation:
         self.compute = Compute(args.device, args.precision)
         self.recipe = self.set.recipe(args.epochs)
         self.space = SearchSpace.named(self.set.space)
-        self.data = read(args.data, self.set.size)
+        size = (self.set.size, self.set.size)
+        embedded = args.set == "embedded"
+        self.data = open_images("embedded", size, 0, "refuse", 0) if embedded else read(args.data, self.set.size)
         self.members = {"largest": self.space.whole, "smallest": self.space.select(self.space.smallest)}
         self.members |= {f"random {i}": self.space.sample_selection(1000 + i) for i in range(RANDOM)}
         self.result = files.read_json(args.out) if args.out.exists() else {}
-        self.own = self.result.setdefault(args.set, {"supernets": {}})
+        self.name = f"{args.set}, {args.epochs:g} epochs" if args.epochs else args.set
+        self.own = self.result.setdefault(self.name, {"supernets": {}})
 
     def save(self) -> None:
         args = self.args
         about = {
-            "command": f"python benchmarks/ablation.py {args.what} --set {args.set} --data {args.data.name}",
+            "command": " ".join(["python benchmarks/ablation.py", *args.words]),
             "device": args.device,
             "precision": args.precision,
             "threads": args.threads,
@@ -172,7 +179,7 @@ class Ablation:
         return {"seconds": round(time.monotonic() - began), "search_by_epoch": curve, "test": tested}
 
     def folder(self, key: str) -> Path:
-        return self.args.work / self.args.set / key.replace(" ", "_").replace(",", "")
+        return self.args.work / self.name.replace(", ", "_").replace(" ", "_") / key.replace(" ", "_").replace(",", "")
 
     def searched(self, model: Supernet, seed: int) -> dict[str, float]:
         with evaluator(model, self.data, seed) as evaluate_all:
@@ -289,7 +296,8 @@ def main() -> None:
         show(args.set, args.out)
         return
     if args.data is None:
-        parser.error(f"{args.what} needs --data")
+        parser.error(f"{args.what} needs --data (for --set embedded: embedded)")
+    args.words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     torch.set_num_threads(args.threads)
     with alone(args.work / args.set):
         getattr(Ablation(args), args.what)()

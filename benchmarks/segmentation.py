@@ -6,7 +6,8 @@ Each backbone learns Imagenette at 96 px first, or starts from random weights; t
 same recipe, crops and number of steps for all, weights kept that do best on val (mIoU), and test read once. Pretrained
 backbones keep their norms frozen. With several `--rates`, each backbone gets the one that is best on val with seed 0.
 Results and curves go to benchmarks/results/segmentation.json and .svg, pictures to drawn.png in --work; finished
-trainings are kept there and skipped, one that was cut is resumed. CamVid comes as a zip or a folder, an `.npz` as in archives.py.
+trainings are kept there and skipped, one that was cut is resumed. CamVid comes as a zip or a folder, an `.npz` as in
+archives.py.
 
 On one core an epoch of CamVid takes about 2 minutes at 180x240 px and 1 at 120x160.
 """
