@@ -9,7 +9,7 @@
 `train`: one supernet a variant and seed; a variant changes one thing of the first. After each epoch the accuracy on
 search of the largest, the smallest and of random members, the same for all, with norms calibrated on images of fit; at
 the end on test, with the switches' own statistics and with re-calibrated norms. `alpha`: searches on a
-supernet down to half of its parameters, with the exponents of Table 10; the table is `profile`'s. `show`:
+supernet down to `--share` of its parameters, with the exponents of Table 10; the table is `profile`'s. `show`:
 the table and the curves (docs/figures, by matplotlib) of what was trained. Results are kept in
 benchmarks/results/ablation.json, finished trainings are skipped. Archives: archives.py.
 """
@@ -219,13 +219,13 @@ class Ablation:
         checkpoint.load_weights(net, self.args.supernet or self.folder(f"{FIRST}, seed 0") / "model.safetensors")
         costs = CostModel(LatencyTable.load(self.args.latency), len(self.data.classes))
         plain = costs(self.space.whole)
-        rows = self.own.setdefault("alpha", {})
+        rows = self.own.setdefault(f"alpha, to {self.args.share:.0%} of the parameters", {})
         for latency, size in EXPONENTS:
             key = f"latency {latency:g}, size {size:g}"
             if key in rows:
                 continue
             exponents = {"latency": latency, "size": size}
-            objective = Objective({"size": 0.5 * plain["size"]}, exponents=exponents, form="paper")
+            objective = Objective({"size": self.args.share * plain["size"]}, exponents=exponents, form="paper")
             with stage(f"search with {key}") as progress, evaluator(net, self.data, 0, progress=progress) as scored:
                 moves = []
                 for move in joint_search(self.space.whole, costs, scored, objective):
@@ -283,6 +283,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--latency", type=Path, help="of `profile --space …`, for alpha")
     parser.add_argument("--supernet", type=Path, help="weights, for alpha. [default: the first variant's, seed 0]")
+    parser.add_argument("--share", type=float, default=0.5, help="of the parameters, for alpha")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)

@@ -16,7 +16,7 @@ def _presets() -> tuple[str, ...]:
 
 app = typer.Typer(
     name="detect",
-    help="Object detection and instance segmentation: train, evaluate, use and export Mask R-CNN on a backbone.",
+    help="Objects and their masks: train, evaluate, predict.\n\nMask R-CNN, or Faster R-CNN without masks, on a backbone.",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
@@ -180,7 +180,9 @@ def evaluate(
     workers: options.Workers = 2,
     json: options.Json = False,
 ) -> None:
-    """COCO's twelve figures for boxes, and for masks where there are any, also under `torchrun`. Writes no files.
+    """Measure COCO's twelve figures, also under `torchrun`.
+
+    Of boxes, and of masks where there are any. Writes no files.
 
     \b
     Examples:
@@ -253,7 +255,9 @@ def export(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write the whole detector, its backbone fused, as one file for deployment, float32.
+    """Write the detector as one file for deployment.
+
+    The whole of it, its backbone fused, float32.
 
     For one image at a time. Input `image` (1, 3, H, W): RGB in 0 to 1, normalised by `mean` and `std` of the
     folder's config.json, zeros where it is padded (below, on the right). Outputs, of N objects: `boxes` (N, 4) left,

@@ -16,7 +16,7 @@ def _presets() -> tuple[str, ...]:
 
 app = typer.Typer(
     name="segment",
-    help="Semantic segmentation: train, evaluate, use and export Semantic FPN on a backbone.",
+    help="Label every pixel: train, evaluate, predict.\n\nSemantic FPN on a backbone.",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
@@ -157,9 +157,9 @@ def evaluate(
     workers: options.Workers = 2,
     json: options.Json = False,
 ) -> None:
-    """Measure mIoU, pixel accuracy and the IoU of each class on test (without test on val), also under `torchrun`.
+    """Measure mIoU on test, also under `torchrun`.
 
-    Images are scaled as for the training, whole, and judged at their own size. Writes no files.
+    And pixel accuracy, and the IoU of each class; without test, on val. Images are scaled as for the training, whole, and judged at their own size. Writes no files.
 
     \b
     Example:
@@ -228,9 +228,9 @@ def export(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Write backbone, neck and head as one file for deployment, float32.
+    """Write the segmenter as one file for deployment.
 
-    The fused graph for one image at a time: input `image` (1, 3, H, W), RGB in 0 to 1 and then normalised by
+    Backbone, neck and head, float32: the fused graph for one image at a time: input `image` (1, 3, H, W), RGB in 0 to 1 and then normalised by
     `mean` and `std` of the folder's config.json; output `logits` (1, classes, H, W). The file is run and compared
     with PyTorch first: on a mismatch nothing is written (exit code 1).
 
