@@ -16,7 +16,7 @@ def _presets() -> tuple[str, ...]:
 
 app = typer.Typer(
     name="detect",
-    help="Objects and their masks: train, evaluate, predict.\n\nMask R-CNN, or Faster R-CNN without masks, on a backbone.",
+    help="Objects and their masks: train, evaluate, predict.\n\nMask R-CNN on a backbone, or Faster R-CNN.",
     rich_markup_mode=None,
     no_args_is_help=True,
 )

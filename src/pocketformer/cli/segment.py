@@ -159,7 +159,8 @@ def evaluate(
 ) -> None:
     """Measure mIoU on test, also under `torchrun`.
 
-    And pixel accuracy, and the IoU of each class; without test, on val. Images are scaled as for the training, whole, and judged at their own size. Writes no files.
+    And pixel accuracy, and the IoU of each class; without test, on val. Images are scaled as for the training, whole,
+    and judged at their own size. Writes no files.
 
     \b
     Example:
@@ -230,9 +231,9 @@ def export(
 ) -> None:
     """Write the segmenter as one file for deployment.
 
-    Backbone, neck and head, float32: the fused graph for one image at a time: input `image` (1, 3, H, W), RGB in 0 to 1 and then normalised by
-    `mean` and `std` of the folder's config.json; output `logits` (1, classes, H, W). The file is run and compared
-    with PyTorch first: on a mismatch nothing is written (exit code 1).
+    Backbone, neck and head, float32: the fused graph for one image at a time. Input `image` (1, 3, H, W), RGB in 0 to
+    1 and then normalised by `mean` and `std` of the folder's config.json; output `logits` (1, classes, H, W). The file
+    is run and compared with PyTorch first: on a mismatch nothing is written (exit code 1).
 
     \b
     Example:
