@@ -34,14 +34,7 @@ Bad = Annotated[
 
 @app.command()
 def train(
-    architecture: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="The backbone: a published name (see `pocketformer models`), an architecture.json, or a folder with "
-            "one.",
-        ),
-    ],
+    architecture: training.Backbone,
     data: Annotated[
         str,
         typer.Option(
@@ -51,14 +44,7 @@ def train(
         ),
     ],
     out: options.Out,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|FILE",
-            help="Start from the weights of a search, a supernet, a trained network, or a file of weights (official, "
-            "timm's or ours); its norms are then frozen. [default: random weights]",
-        ),
-    ] = None,
+    init: training.BackboneInit = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -114,7 +100,7 @@ def train(
     precision: training.Precision = "float32",
     accumulate: training.Accumulate = 1,
     checkpointing: training.Checkpointing = False,
-    keep: Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Checkpoints that are kept.")] = 2,
+    keep: training.Keep = 2,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     json: options.Json = False,

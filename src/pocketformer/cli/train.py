@@ -73,7 +73,7 @@ def train(
     accumulate: training.Accumulate = 1,
     checkpointing: training.Checkpointing = False,
     deterministic: training.Deterministic = False,
-    keep: Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Checkpoints that are kept.")] = 2,
+    keep: training.Keep = 2,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",

@@ -58,6 +58,23 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Refuse kernels whose sums depend on chance (on a GPU).")
 ]
 
+Keep = Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Checkpoints that are kept.")]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="The backbone: a published name (see `pocketformer models`), an architecture.json, or a folder with one.",
+    ),
+]
+BackboneInit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|FILE",
+        help="Start from the weights of a search, a supernet, a trained network, or a file of weights (official, "
+        "timm's or ours); its norms are then frozen. [default: random weights]",
+    ),
+]
+
 
 def compute(
     device: str, precision: str, compile: bool, accumulate: int, checkpointing: bool, deterministic: bool

@@ -20,7 +20,7 @@ from pocketformer.deploy import check_name
 from pocketformer.deploy.formats.onnx import OPSET, describe
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError, first_line
-from pocketformer.pipelines.detect_predictions import find_images
+from pocketformer.pipelines.images import find_images
 from pocketformer.progress import stage
 from pocketformer.runtimes.worker import Worker
 

@@ -10,8 +10,9 @@ from pocketformer import files
 from pocketformer.dense.detection.checkpoint import Trained, load_detector
 from pocketformer.dense.detection.drawing import drawn
 from pocketformer.dense.detection.evaluation import need_coco, to_results
-from pocketformer.dense.detection.pictures import fitted, open_image, padded, to_input
-from pocketformer.errors import UserError, WorkError
+from pocketformer.dense.detection.pictures import fitted, padded, to_input
+from pocketformer.errors import UserError
+from pocketformer.pipelines.images import find_images, read_image
 from pocketformer.progress import stage
 from pocketformer.training.compute import Compute
 
@@ -29,7 +30,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, threshold:
     shown, results = [], []
     with stage("predict", len(paths)) as progress, compute.autocast():
         for number, (name, path) in enumerate(paths.items(), 1):
-            image = _read(path)
+            image = read_image(path)
             found = _found(trained, image, {"image_id": number, "image": str(path)}, threshold)
             with files.whole(out / f"{name}.png") as temporary:
                 labels = list(trained.classes)
@@ -57,31 +58,3 @@ def _found(trained: Trained, image: Image.Image, about: dict, threshold: float) 
             category = numbers[label - 1]
             named.append({**about, "category_id": category, "category": trained.classes[category], **entry})
     return named
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        return open_image(path)
-    except WorkError as error:  # one that the user has named here
-        raise UserError(str(error)) from None
-
-
-def find_images(names: Sequence[str]) -> dict[str, Path]:
-    """The images by the names of their results."""
-    suffixes, paths = Image.registered_extensions(), []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
-            if not inside:
-                raise UserError(f"{path} holds no images")
-            paths += inside
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise UserError(f"no such image: {path}")
-    found: dict[str, Path] = {}
-    for path in paths:
-        if found.setdefault(path.stem, path) != path:
-            raise UserError(f"{found[path.stem]} and {path} would be drawn under the same name: predict them apart")
-    return found

@@ -1,8 +1,15 @@
-"""Reading the images of a job, with progress and notes for the person."""
+"""Reading the images of a job, with progress and notes for the person; and single ones that a person names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
 
 from pocketformer import ranks
+from pocketformer.errors import UserError
 from pocketformer.progress import say, stage
 from pocketformer.training.data import Data, open_data, streams
+from pocketformer.training.decoding import upright, why_unreadable
 from pocketformer.training.sources import find
 
 
@@ -40,3 +47,35 @@ def say_unreadable(data: Data) -> None:
     """Tells of the images that could not be read since they were opened."""
     if note := data.late_note():
         say(f"note: {note}")
+
+
+def find_images(names: Sequence[str]) -> dict[str, Path]:
+    """The images that a person names, by the names that their results get; a folder stands for the images in it."""
+    suffixes, paths = Image.registered_extensions(), []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            if not inside:
+                raise UserError(f"{path} holds no images")
+            paths += inside
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f"no such image: {path}")
+    found: dict[str, Path] = {}
+    for path in paths:
+        if found.setdefault(path.stem, path) != path:
+            raise UserError(f"{found[path.stem]} and {path} would be written under the same name: predict them apart")
+    return found
+
+
+def read_image(path: Path) -> Image.Image:
+    """RGB, upright. Raises `UserError` if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return upright(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever they like
+        raise UserError(f"{path} cannot be read as an image ({why_unreadable(error)})") from None
