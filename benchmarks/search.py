@@ -140,14 +140,17 @@ def row(space: SearchSpace, share: float, states: list[Selection]) -> dict:
 
 def race(args: argparse.Namespace) -> dict:
     """Whole searches on trained supernets, decided by full evaluation; the race is asked at each state."""
-    runs = [one_race(args, run, timed=run == args.runs[0]) for run in args.runs]
+    runs = [one_race(args, run) for run in args.runs]
     shared, raced, naive = (sum(run[name] for run in runs) for name in ("shared", "race", "naive"))
     states = [sum(run[name] for run in runs) for name in ("same_action", "states")]
     found = {"to_naive": round(raced / naive, 4), "to_shared": round(raced / shared, 4)}
+    steps = [step["seconds"] for run in runs for step in run["steps_timed"]]
+    took = {way: sum(step[way] for step in steps) for way in steps[0]}
+    found["seconds_to_naive"] = {way: round(took[way] / took["naive"], 4) for way in ("race", "shared")}
     return found | {"shared_to_naive": round(shared / naive, 4), "same_action": states, "searches": runs}
 
 
-def one_race(args: argparse.Namespace, run: Path, timed: bool) -> dict:
+def one_race(args: argparse.Namespace, run: Path) -> dict:
     supernet, config = load_supernet(run)
     space, table = supernet.space, LatencyTable.load(args.latency)
     costs = CostModel(table, config["num_classes"])
@@ -162,8 +165,7 @@ def one_race(args: argparse.Namespace, run: Path, timed: bool) -> dict:
         asked = [same_action(evaluate, move) for move in moves]
         counts["race"] = evaluate.executed_images - counts["shared"]
         counts["naive"] = evaluate.images.work * sum(naive_executions(move.state.selection) for move in moves)
-        some = [moves[0], moves[len(moves) // 2]] if timed else []
-        steps = [frontier_step(evaluate, naive, move, args.rounds) for move in some]
+        steps = [frontier_step(evaluate, naive, move, args.rounds) for move in moves[:: args.every]]
     return {
         "supernet": run.name,
         "data": config["data"],
@@ -294,6 +296,7 @@ def main() -> None:
             command.add_argument("--latency", type=Path, required=True, metavar="TABLE")
             command.add_argument("--budget", type=float, default=0.5, help="share of the largest's latency and size")
             command.add_argument("--calibration", type=int, default=128)
+            command.add_argument("--every", type=int, default=2, metavar="N", help="time the first of every N states")
         if name == "executions":
             command.add_argument("--budgets", type=float, nargs="+", default=(0.5, 0.3), help="shares of latency")
         if name == "suffixes":

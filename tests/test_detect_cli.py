@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -19,9 +20,9 @@ from safetensors.torch import load_file
 import coco
 from pocketformer.cli.main import main
 from pocketformer.dense.detection import checkpoint
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, WorkError
 from pocketformer.files import Lines
-from pocketformer.pipelines import detect_exports
+from pocketformer.pipelines import detect_exports, detect_verification
 from processes import Team, command
 from shapes import architecture
 from trainings import assert_equal
@@ -169,20 +170,26 @@ def test_predict_draws_and_lists(trained, place, run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(trained, place) -> tuple[Path, dict]:
+def exported(trained, place) -> tuple[Path, dict, onnx.ModelProto]:
+    """The file, what was told of it, and the graph with the inner values among its outputs."""
     out = place / "exported/detector.onnx"
     given = ("--checkpoint", trained[0], "--data", place / "data", "--out", out, "--json")
-    with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit) as end:
-        main(["detect", "export", *map(str, given)])
+    graphs = []
+    with pytest.MonkeyPatch.context() as patch:
+        convert = detect_exports._convert
+        patch.setattr(detect_exports, "_convert", lambda *given: graphs.append(convert(*given)) or graphs[0])
+        with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit) as end:
+            main(["detect", "export", *map(str, given)])
     assert not end.value.code
-    return out, json.loads(printed.getvalue())
+    return out, json.loads(printed.getvalue()), graphs[0]
 
 
 def test_export_writes_the_whole_detector(trained, exported):
-    path, found = exported
+    path, found, _ = exported
     assert found["verified"]["images"] == 4
     assert found["verified"]["objects"] >= 16  # both ways
-    assert found["verified"]["agreement"] == 1
+    assert found["verified"]["agreement"] == found["verified"]["proposals"] == 1
+    assert 0 < found["verified"]["inner"] < 1e-4
     assert not any(node.op_type == "BatchNormalization" for node in onnx.load(path).graph.node)
     session = onnxruntime.InferenceSession(path)
     assert [o.name for o in session.get_outputs()] == found["outputs"] == ["boxes", "labels", "scores", "masks"]
@@ -201,15 +208,72 @@ def test_export_writes_the_whole_detector(trained, exported):
     assert len(counts) > 1
 
 
-def test_a_wrong_export_is_refused(trained, exported, place, run, tmp_path, monkeypatch):
-    def write_wrong(module, example, path, names):
-        model = onnx.load(exported[0])
-        next(n for n in model.graph.node if n.op_type == "Softmax").op_type = "LogSoftmax"
-        onnx.save(model, path)
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for branch in node.attribute:
+            yield from nodes(branch.g)
 
-    monkeypatch.setattr(detect_exports, "_write", write_wrong)
+
+def softmax_is_another(graph: onnx.GraphProto) -> None:
+    [n for n in graph.node if n.op_type == "Softmax"][-1].op_type = "LogSoftmax"
+
+
+def proposals_suppress_less(graph: onnx.GraphProto) -> None:
+    node = next(n for n in nodes(graph) if n.op_type == "NonMaxSuppression")
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([0.95], np.float32), "wrong"))
+    node.input[3] = "wrong"
+
+
+def scaled(part: str):
+    """The largest of a part's weights, ten percent larger."""
+
+    def spoil(graph: onnx.GraphProto) -> None:
+        weights = next(w for w in graph.initializer if part in w.name and "weight" in w.name)
+        values = onnx.numpy_helper.to_array(weights).copy()
+        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.1
+        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (softmax_is_another, "objects are the same as PyTorch's, wanted are 98%"),
+        (proposals_suppress_less, "proposals are the same as PyTorch's, wanted are 98%"),
+        (scaled("fpn"), "map_0 differs from PyTorch's by up to"),
+        (scaled("rpn.head.cls"), "objectness_0 differs from PyTorch's by up to"),
+        (scaled("box_predictor.bbox_pred"), "box_deltas differs from PyTorch's by up to"),
+    ],
+)
+def test_whatever_part_of_an_export_is_wrong_it_is_found(spoil, what, trained, exported, place):
+    detector, graph = checkpoint.load_detector(trained[0]), exported[2]
+    images = detect_exports._images(detector, (96, 128), place / "data")[:2]
+    names = [output.name for output in graph.graph.output]
+
+    def ran(model: onnx.ModelProto) -> list[dict]:
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        return [dict(zip(names, session.run(None, {"image": i[None].numpy()}), strict=True)) for i in images]
+
+    assert detect_verification.verify(detector.model, images, ran(graph)).agreement == 1
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(graph)
+    spoil(wrong.graph)
+    with pytest.raises(WorkError, match=what):
+        detect_verification.verify(detector.model, images, ran(wrong))
+
+
+def test_a_wrong_export_is_refused(trained, exported, place, run, tmp_path, monkeypatch):
+    def convert_wrong(module, example) -> onnx.ModelProto:
+        model = onnx.ModelProto()
+        model.CopyFrom(exported[2])
+        softmax_is_another(model.graph)
+        return model
+
+    monkeypatch.setattr(detect_exports, "_convert", convert_wrong)
     given = ("--checkpoint", trained[0], "--data", place / "data", "--out", tmp_path / "detector.onnx")
-    run("export", *given).fails(1, "export refused:", "of", "objects are the same as PyTorch's, wanted are 95%")
+    run("export", *given).fails(1, "export refused:", "of", "objects are the same as PyTorch's, wanted are 98%")
     assert list(tmp_path.iterdir()) == []
 
 

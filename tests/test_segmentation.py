@@ -1,9 +1,11 @@
 """Semantic segmentation: the head, masks and their refusals, crops, scores, and trainings that resume bit for bit."""
 
+import io
 import math
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ import pocketformer.dense.segmentation.fused  # noqa: F401
 import shapes
 from pocketformer import Architecture, create_model, fuse
 from pocketformer.dense.backbone import Backbone
+from pocketformer.dense.fused import ExactGroupNorm
 from pocketformer.dense.segmentation import evaluation
 from pocketformer.dense.segmentation.census import read_census, take_census
 from pocketformer.dense.segmentation.crops import CropBatches, Crops, Photometric, scale_to
@@ -89,6 +92,20 @@ def test_the_deployed_form_computes_the_same(family, size):
     wanted = model(x)
     assert (deployed(x) - wanted).abs().max() < 1e-4 * wanted.std()
     assert not [m for m in deployed.modules() if isinstance(m, nn.BatchNorm2d | nn.Dropout2d)]
+
+
+@torch.no_grad()
+def test_a_group_norm_keeps_its_digits_in_onnx_runtime():
+    norm = nn.GroupNorm(1, 48)
+    x = torch.randn(1, 48, 80, 128) * 5 + 300
+    session = onnxruntime.InferenceSession(converted(ExactGroupNorm(norm), x))
+    assert (torch.from_numpy(session.run(None, {"x": x.numpy()})[0]) - norm.double()(x.double())).abs().max() < 1e-4
+
+
+def converted(module: nn.Module, x: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.onnx.export(module.eval(), (x,), buffer, input_names=["x"], dynamo=False)
+    return buffer.getvalue()
 
 
 def test_frozen_norms_stay_frozen_when_they_are_synchronised():

@@ -2,7 +2,8 @@
 
 import copy
 import io
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,30 +21,17 @@ from pocketformer.deploy import check_name
 from pocketformer.deploy.formats.onnx import OPSET, describe
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError, first_line
+from pocketformer.pipelines.detect_verification import Found, inner, results, verify, watched
 from pocketformer.pipelines.images import find_images
 from pocketformer.progress import stage
 from pocketformer.runtimes.worker import Worker
 
 _IMAGES = 8  # to verify on
-_BOX, _SCORE, _MASK = 1e-3, 1e-3, 1e-2  # how far the same object may be off: share of the long side, and shares of 1
-_AGREEMENT = 0.95  # of objects: where boxes overlap by just the threshold, rounding decides which of them stay
-
-Found = list[np.ndarray]  # boxes, labels, scores, and masks where there are any
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Objects of PyTorch's and of the file that have their like, and how far these are apart at most (px, shares)."""
-
-    images: int
-    objects: int
-    agreement: float
-    box: float
-    score: float
 
 
 class FusedDetector(nn.Module):
-    """One image (1, 3, *size) to boxes (N, 4) in its px, labels from 1 on, scores, and masks (N, 1, 28, 28)."""
+    """One image (1, 3, *size) to boxes (N, 4) in its px, labels from 1 on, scores, and masks (N, 1, 28, 28); then to
+    the values between its parts."""
 
     def __init__(self, detector: Detector, size: tuple[int, int]):
         super().__init__()
@@ -51,16 +39,19 @@ class FusedDetector(nn.Module):
         backbone = self.detector.pyramid.backbone
         backbone.network.set_input_size(size)
         self.detector.pyramid.backbone = FusedBackbone(backbone)
-        self.names = names_of(detector)
+        self.results, self.names = results(detector), [*results(detector), *inner(detector)]
         self.eval()
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = self.detector(image, (self.size,))[0]
+        found: dict[str, torch.Tensor] = {}
+
+        def note(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            found.update(values)
+            return values
+
+        with watched(self.detector, note):
+            found.update(self.detector(image, (self.size,))[0])
         return tuple(found[name] for name in self.names)
-
-
-def names_of(detector: Detector) -> list[str]:
-    return ["boxes", "labels", "scores", *(["masks"] if detector.heads.masks else [])]
 
 
 def export_detector(checkpoint: str, out: Path, size: tuple[int, int] | None, source: str) -> dict:
@@ -78,11 +69,12 @@ def export_detector(checkpoint: str, out: Path, size: tuple[int, int] | None, so
     images = _images(trained, size, Path(source))
     with stage("export and verify"), files.whole(out) as temporary:
         fused = FusedDetector(trained.model, size)
-        _write(fused, images[:1], temporary, fused.names)
-        found = _verify(trained.model, temporary, images)
+        whole = _convert(fused, images[:1])
+        results_alone(whole, fused.results, temporary)
+        found = verify(trained.model, images, _ran(whole, temporary, images, fused))
         details, count = describe(temporary), temporary.stat().st_size
     about = {"path": str(out), "format": "onnx", "details": details, "bytes": count}
-    return {**about, "input": [1, 3, *size], "outputs": fused.names, "verified": asdict(found)}
+    return {**about, "input": [1, 3, *size], "outputs": fused.results, "verified": asdict(found)}
 
 
 def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tensor:
@@ -101,58 +93,42 @@ def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tens
 
 
 @converting("PyTorch's ONNX exporter")
-def _write(module: nn.Module, example: torch.Tensor, path: Path, names: list[str]) -> None:
+def _convert(module: FusedDetector, example: torch.Tensor) -> onnx.ModelProto:
     """By the exporter that traces: torchvision's heads are written for it, and the other one refuses boxes whose number
     depends on the image."""
     buffer = io.BytesIO()
-    free = {name: {0: "objects"} for name in names}
-    given = {"input_names": ["image"], "output_names": names, "dynamic_axes": free}
+    free = {name: {0: "objects"} for name in (*module.results, "class_logits", "box_deltas")}
+    free["proposals"] = {0: "proposals"}
+    given = {"input_names": ["image"], "output_names": module.names, "dynamic_axes": free}
     torch.onnx.export(module, (example,), buffer, opset_version=OPSET, dynamo=False, **given)
-    path.write_bytes(buffer.getbuffer())
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def results_alone(model: onnx.ModelProto, names: list[str], path: Path) -> None:
+    """The same graph, with no output but these."""
+    alone = onnx.ModelProto()
+    alone.CopyFrom(model)
+    del alone.graph.output[:]
+    alone.graph.output.extend(output for output in model.graph.output if output.name in names)
+    onnx.save(alone, path)
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _verify(model: Detector, path: Path, images: torch.Tensor) -> Agreement:
-    """Runs the file and compares all objects with those of the detector as it was trained."""
-    size, names = tuple(images.shape[2:]), names_of(model)
-    with torch.no_grad():
-        found = [model(image[None], (size,))[0] for image in images]
-    wanted = [[each[name].numpy() for name in names] for each in found]
-    with Worker() as worker:
-        got = worker.call(_run, str(path), images.numpy(), what="export refused: ONNX Runtime crashed over the file")
-    agreed = compare(wanted, got, max(size), model.heads.score)
-    if not agreed.objects:
-        raise WorkError("export refused: nothing is found in the images, so that nothing can be verified; give others")
-    if agreed.agreement < _AGREEMENT:
-        raise WorkError(
-            f"export refused: {agreed.agreement:.1%} of {agreed.objects} objects are the same as PyTorch's, "
-            f"wanted are {_AGREEMENT:.0%}"
-        )
-    return agreed
+def _ran(whole: onnx.ModelProto, path: Path, images: torch.Tensor, fused: FusedDetector) -> list[Found]:
+    """What the file finds in the images, and the inner values of the graph that it was cut from.
+
+    `WorkError` where the two graphs do not find the same to the bit."""
+    with Worker() as worker, tempfile.TemporaryDirectory() as folder:
+        onnx.save(whole, inspected := Path(folder) / "whole.onnx")
+        what = "export refused: ONNX Runtime crashed over the file"
+        found, alone = (worker.call(_run, str(file), images.numpy(), what=what) for file in (inspected, path))
+    for one, other in zip(found, alone, strict=True):
+        if not all(np.array_equal(a, b) for a, b in zip(one, other, strict=False)):
+            raise WorkError("export refused: without the inner values among its outputs the file finds something else")
+    return [dict(zip(fused.names, one, strict=True)) for one in found]
 
 
-def compare(wanted: list[Found], got: list[Found], side: int, threshold: float) -> Agreement:
-    """Of each object the nearest of its class in the other list; those whose score is just the `threshold` are not
-    counted. `side`: long one of the images, px."""
-    objects = same = 0
-    box = score = 0.0
-    for pair in zip(wanted, got, strict=True):
-        for mine, others in (pair, pair[::-1]):
-            for row in np.flatnonzero(mine[2] > threshold + _SCORE):
-                objects += 1
-                like = np.flatnonzero(others[1] == mine[1][row])
-                if not len(like):
-                    continue
-                apart = np.abs(others[0][like] - mine[0][row]).max(1)
-                nearest = like[np.argmin(apart)]
-                off = abs(float(others[2][nearest] - mine[2][row]))
-                masks = np.abs(others[3][nearest] - mine[3][row]).max() if len(mine) > 3 else 0.0
-                if apart.min() <= _BOX * side and off <= _SCORE and masks <= _MASK:
-                    same, box, score = same + 1, max(box, float(apart.min())), max(score, off)
-    return Agreement(len(wanted), objects, same / max(objects, 1), box, score)
-
-
-def _run(path: str, images: np.ndarray) -> list[Found]:
+def _run(path: str, images: np.ndarray) -> list[list[np.ndarray]]:
     """In the worker's process: all outputs, image by image."""
     import onnxruntime
 
