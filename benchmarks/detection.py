@@ -131,7 +131,9 @@ def main() -> None:
         layer_scale=0.5 if args.init is None else 1e-5,
         checkpoint_every=20,
     )
-    settings = DetectSettings(args.architecture, str(data), recipe, HEADS, args.init, workers=0)
+    settings = DetectSettings(
+        architecture=args.architecture, data=str(data), recipe=recipe, heads=HEADS, init=args.init, workers=0
+    )
     run = args.work / f"{args.architecture}-{args.size[0]}-{args.epochs:g}"
     trained = train_detector(settings, run)
     detector = load_detector(run)
@@ -159,7 +161,7 @@ def main() -> None:
         "architecture": args.architecture,
         "recipe": recipe.to_dict(),
         "heads": HEADS.to_dict(),
-        "training_seconds": round(seconds_by_stage(run)["detect"], 1),
+        "training_seconds": round(seconds_by_stage(run)["detector"], 1),
         **row,
     }
     files.write_json(args.out, result)

@@ -46,6 +46,11 @@ def segmenter(size=(64, 80), classes=4, architecture=None, **more) -> Segmenter:
     return Segmenter(Backbone(network, size, **more), classes)
 
 
+def asked(architecture, data, recipe, **rest) -> SegmentSettings:
+    given = {"architecture": str(architecture), "data": str(data), "recipe": recipe, "workers": 0, **rest}
+    return SegmentSettings(**given)
+
+
 # --- the network
 
 
@@ -281,7 +286,7 @@ def turned(folder):
     ids=["masks", "empty", "images", "sizes", "exif", "labels", "colour", "damaged", "layout", "names"],
 )
 def test_bad_input_is_told_in_one_line_before_anything_begins(spoil, words, tmp_path):
-    settings = SegmentSettings("efficientformerv2_s0", bad_folder(tmp_path / "data", spoil), small(), workers=0)
+    settings = asked("efficientformerv2_s0", bad_folder(tmp_path / "data", spoil), small())
     with pytest.raises(UserError) as error:
         train_segmenter(settings, tmp_path / "run")
     assert words in str(error.value)
@@ -456,7 +461,7 @@ def settings(folder, **changes) -> SegmentSettings:
     recipe = replace(small(), size=(32, 40), batch_size=2, epochs=3, warmup_steps=2, checkpoint_every=2, ema=0.5)
     recipe = replace(recipe, **{k: v for k, v in changes.items() if hasattr(recipe, k)})
     rest = {k: v for k, v in changes.items() if not hasattr(recipe, k)}
-    return SegmentSettings(str(folder / "tiny.json"), str(folder / "data"), recipe, **{"workers": 0, **rest})
+    return asked(folder / "tiny.json", folder / "data", recipe, **rest)
 
 
 def test_a_training_that_is_killed_ends_in_the_same_bits(tmp_path, monkeypatch):

@@ -129,18 +129,18 @@ def train(
     own = [text.removeprefix("detector.") for text in set_ or [] if text.startswith("detector.")]
     recipe = options.changed(recipe, **given).with_text([t for t in set_ or [] if not t.startswith("detector.")])
     settings = DetectSettings(
-        architecture,
-        data,
-        recipe,
-        heads.with_text(own),
-        init,
-        not no_masks,
-        validate,
-        bad_annotations,
-        seed,
-        training.compute(device, precision, False, accumulate, checkpointing, False),
-        workers,
-        keep,
+        architecture=architecture,
+        data=data,
+        recipe=recipe,
+        init=init,
+        heads=heads.with_text(own),
+        masks=not no_masks,
+        validate=validate,
+        bad_annotations=bad_annotations,
+        seed=seed,
+        compute=training.compute(device, precision, False, accumulate, checkpointing, False),
+        workers=workers,
+        keep=keep,
     )
     result = train_detector(settings, out)
     if json:

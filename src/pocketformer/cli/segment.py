@@ -115,16 +115,16 @@ def train(
         size=size,
     ).with_text(set_ or [])
     settings = SegmentSettings(
-        architecture,
-        data,
-        recipe,
-        init,
-        None if classes is None else str(classes),
-        Coding(ignore_index, reduce_zero_label),
-        seed,
-        training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
-        workers,
-        keep,
+        architecture=architecture,
+        data=data,
+        recipe=recipe,
+        init=init,
+        classes=None if classes is None else str(classes),
+        coding=Coding(ignore_index, reduce_zero_label),
+        seed=seed,
+        compute=training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
+        workers=workers,
+        keep=keep,
     )
     result = train_segmenter(settings, out)
     if json:

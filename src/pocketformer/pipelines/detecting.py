@@ -1,11 +1,10 @@
 """`detect train` and `detect evaluate`: Mask R-CNN or Faster R-CNN on a user's annotated images."""
 
-import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file
 
 from pocketformer import files, ranks
 from pocketformer.dense.detection.batches import DetectionBatches
@@ -15,46 +14,32 @@ from pocketformer.dense.detection.detector import DetectionTask, Detector
 from pocketformer.dense.detection.evaluation import detect, need_coco, precision, tables
 from pocketformer.dense.detection.folders import Reader, check_classes, locate
 from pocketformer.dense.detection.heads import Heads
-from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.errors import UserError
 from pocketformer.pipelines.backbones import open_backbone
+from pocketformer.pipelines.dense_training import DenseSettings, fit
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, check_folder
 from pocketformer.training.compute import Compute
-from pocketformer.training.engine import Job, planned_steps, train
 from pocketformer.training.orders import Share
 from pocketformer.training.pixels import normalisation_of
 
 _COMMAND = "detect train"
 
 
-@dataclass(frozen=True)
-class DetectSettings:
-    """What `detect train` is asked for. `workers` and `keep` may change when a run is resumed."""
+@dataclass(frozen=True, kw_only=True)
+class DetectSettings(DenseSettings):
+    """What `detect train` is asked for."""
 
-    architecture: str
-    data: str
-    recipe: DenseRecipe
     heads: Heads = field(default_factory=Heads)
-    init: str | None = None
     masks: bool = True  # where the data have any
     validate: bool = False
     bad_annotations: str = "refuse"
-    seed: int = 0
-    compute: Compute = field(default_factory=Compute)
-    workers: int = 2
-    keep: int = 2
+
+    decisive: ClassVar = (*DenseSettings.decisive, "masks", "validate", "bad_annotations")
 
     def to_dict(self) -> dict:
-        """What the result depends on."""
-        return {
-            "architecture": load_architecture(self.architecture).to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "heads": self.heads.to_dict(),
-            "compute": self.compute.to_dict(),
-            **{name: getattr(self, name) for name in ("data", "init", "masks", "validate", "bad_annotations", "seed")},
-        }
+        return {**super().to_dict(), "heads": self.heads.to_dict()}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -105,13 +90,11 @@ def _open(settings: DetectSettings) -> tuple[CocoSet, CocoSet]:
 
 
 def _train(model: Detector, images: CocoSet, settings: DetectSettings, run: Run) -> None:
-    recipe, compute = settings.recipe, settings.compute
-    result = copy.deepcopy(model)  # `model` may be synchronised
     normalisation = normalisation_of(model.pyramid.backbone.network)
-    fit, search = images.held_out(settings.seed) if settings.validate else (images, None)
+    learned, search = images.held_out(settings.seed) if settings.validate else (images, None)
     batches = DetectionBatches(
-        fit,
-        recipe.batch_size,
+        learned,
+        settings.recipe.batch_size,
         settings.size,
         settings.seed,
         normalisation,
@@ -119,19 +102,15 @@ def _train(model: Detector, images: CocoSet, settings: DetectSettings, run: Run)
         settings.workers,
     )
 
-    def validate(network: Detector) -> float:
+    def score(network: Detector) -> float:
         network.eval()
-        with compute.autocast():
+        with settings.compute.autocast():
             found = detect(network, search, settings.size, normalisation, settings.workers)
         return precision(tables(search, found, network.heads.masks))
 
-    with stage("train the detector", planned_steps(batches, recipe)) as progress:
-        job = Job(run.path, "detect", run.ledger, progress, settings.keep, validate if search else None, "AP")
-        state = train(DetectionTask(model), batches, recipe, job, settings.seed, compute)
+    found = fit(model, DetectionTask(model), batches, settings, run, "detector", score if search else None, "AP")
     if ranks.first():
-        best = run.path / "best.safetensors"
-        result.load_state_dict(load_file(best) if search else state.averaged.state_dict())
-        save_detector(run.path, Trained(result, images.classes, settings.size))
+        save_detector(run.path, Trained(found, images.classes, settings.size))
 
 
 def evaluate_detector(

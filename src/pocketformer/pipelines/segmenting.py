@@ -1,11 +1,10 @@
 """`segment train` and `segment evaluate`: Semantic FPN on a user's images and masks."""
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file
 
 from pocketformer import files, ranks
 from pocketformer.dense.recipe import DenseRecipe
@@ -18,43 +17,29 @@ from pocketformer.dense.segmentation.segmenter import Segmenter
 from pocketformer.dense.segmentation.task import SegmentationTask
 from pocketformer.errors import UserError
 from pocketformer.pipelines.backbones import open_backbone
+from pocketformer.pipelines.dense_training import DenseSettings, fit
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter, save_segmenter
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, check_folder
 from pocketformer.training.compute import Compute
-from pocketformer.training.engine import Job, planned_steps, train
 from pocketformer.training.orders import Share
 from pocketformer.training.pixels import normalisation_of
 
 _COMMAND = "segment train"
 
 
-@dataclass(frozen=True)
-class SegmentSettings:
-    """What `segment train` is asked for. `workers` and `keep` may change when a run is resumed."""
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(DenseSettings):
+    """What `segment train` is asked for."""
 
-    architecture: str
-    data: str
-    recipe: DenseRecipe
-    init: str | None = None
     classes: str | None = None  # a file of their names
     coding: Coding = field(default_factory=Coding)
-    seed: int = 0
-    compute: Compute = field(default_factory=Compute)
-    workers: int = 2
-    keep: int = 2
+
+    decisive: ClassVar = (*DenseSettings.decisive, "classes")
 
     def to_dict(self) -> dict:
-        """What the result depends on."""
-        return {
-            "architecture": load_architecture(self.architecture).to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "compute": self.compute.to_dict(),
-            **{name: getattr(self, name) for name in ("data", "init", "classes", "seed")},
-            "ignore_index": self.coding.ignore_index,
-            "reduce_zero_label": self.coding.reduce_zero_label,
-        }
+        return {**super().to_dict(), **asdict(self.coding)}
 
 
 def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
@@ -87,14 +72,12 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
 
 
 def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: SegmentSettings, run: Run) -> None:
-    recipe, compute = settings.recipe, settings.compute
-    size = crop_size(recipe)
-    result = copy.deepcopy(model)  # `model` may be compiled or synchronised
+    size = crop_size(settings.recipe)
     normalisation = normalisation_of(model.backbone.network)
     batches = CropBatches(
         data.splits["train"],
         data.coding,
-        recipe.batch_size,
+        settings.recipe.batch_size,
         size,
         settings.seed,
         normalisation,
@@ -103,18 +86,14 @@ def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: S
     )
     val = data.splits.get("val")
 
-    def validate(network: Segmenter) -> float:
+    def score(network: Segmenter) -> float:
         network.eval()
-        with compute.autocast():
+        with settings.compute.autocast():
             return evaluate(network, val, data.coding, size, normalisation, settings.workers).miou
 
-    with stage("train the segmenter", planned_steps(batches, recipe)) as progress:
-        job = Job(run.path, "segment", run.ledger, progress, settings.keep, validate if val else None, "mIoU")
-        state = train(SegmentationTask(model), batches, recipe, job, settings.seed, compute)
+    found = fit(model, SegmentationTask(model), batches, settings, run, "segmenter", score if val else None, "mIoU")
     if ranks.first():
-        best = run.path / "best.safetensors"
-        result.load_state_dict(load_file(best) if val else state.averaged.state_dict())
-        save_segmenter(run.path, result, classes, size, data.coding, data.source)
+        save_segmenter(run.path, found, classes, size, data.coding, data.source)
 
 
 def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: int) -> dict:
