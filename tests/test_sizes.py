@@ -30,14 +30,19 @@ def table(grid, function, heads=2):
 
 @given(GRIDS, st.integers(1, 3), st.integers(1, 3))
 def test_each_query_and_key_get_the_entry_of_their_offset(grid, query_stride, key_stride):
-    """Against plain loops; the index and the gathering without it agree."""
-    values = torch.randn(2, grid[0] * grid[1])
+    """Against plain loops, and the gathering against plain indexing, gradients too."""
+    values = torch.randn(2, grid[0] * grid[1], requires_grad=True)
     places = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
     queries = [p for p in places if p[0] % query_stride == p[1] % query_stride == 0]
     keys = [p for p in places if p[0] % key_stride == p[1] % key_stride == 0]
     want = torch.tensor([[abs(q[0] - k[0]) * grid[1] + abs(q[1] - k[1]) for k in keys] for q in queries])
     assert torch.equal(offset_index(grid, query_stride, key_stride), want)
-    assert torch.equal(gather(values, grid, query_stride, key_stride), values[:, want])
+    weight = torch.randn(2, *want.shape)
+    gradients = []
+    for found in (gather(values, want), values[:, want]):
+        gradients.append(torch.autograd.grad((found * weight).sum(), values)[0])
+    torch.testing.assert_close(*gradients)
+    assert torch.equal(gather(values, want), values[:, want])
 
 
 @given(GRIDS)
