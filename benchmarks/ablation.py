@@ -219,7 +219,8 @@ class Ablation:
         checkpoint.load_weights(net, self.args.supernet or self.folder(f"{FIRST}, seed 0") / "model.safetensors")
         costs = CostModel(LatencyTable.load(self.args.latency), len(self.data.classes))
         plain = costs(self.space.whole)
-        rows = self.own.setdefault(f"alpha, to {self.args.share:.0%} of the parameters", {})
+        share = self.own.setdefault(f"alpha, to {self.args.share:.0%} of the parameters", {})
+        rows = share.setdefault(self.args.label, {})
         for latency, size in EXPONENTS:
             key = f"latency {latency:g}, size {size:g}"
             if key in rows:
@@ -283,6 +284,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--latency", type=Path, help="of `profile --space …`, for alpha")
     parser.add_argument("--supernet", type=Path, help="weights, for alpha. [default: the first variant's, seed 0]")
+    parser.add_argument("--label", default="first", help="what alpha's results of this supernet go under")
     parser.add_argument("--share", type=float, default=0.5, help="of the parameters, for alpha")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--seeds", type=int, default=2)

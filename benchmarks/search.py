@@ -27,10 +27,9 @@ from pocketformer.architecture import Step
 from pocketformer.devices.host import host, packages
 from pocketformer.files import read_json, write_json
 from pocketformer.pipelines.costs import CostModel
-from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.settings import stored_size
-from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.pipelines.supernets import images_of, load_supernet
 from pocketformer.search import Move, Objective, Score, frontier, joint_search
 from pocketformer.search.evaluation import NaiveEvaluator, PrefixEvaluator, block_executions
 from pocketformer.search.joint import by_price
@@ -157,7 +156,7 @@ def one_race(args: argparse.Namespace, run: Path) -> dict:
     largest = costs.largest(space)
     budgets = {name: args.budget * largest[name] for name in ("latency", "size")}
     goal = Objective(budgets, units={"size": 3e6, "latency": table.unit})
-    data = open_images(config["data"], stored_size(space), config["seed"], config["bad_images"], 2)
+    data = images_of(run, config, stored_size(space), 2)
     with evaluator(supernet, data, config["seed"], args.calibration, race=True) as evaluate:
         naive = NaiveEvaluator(supernet.run, evaluate.images, evaluate.unscored)
         moves = list(joint_search(space.whole, costs, evaluate.__call__, goal))  # in full

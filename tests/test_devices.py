@@ -100,11 +100,11 @@ def test_latency_is_the_sum_of_the_blocks_and_the_constant(space):
 
 def test_a_table_covers_its_space_and_no_other(space):
     table = made_up(space)
-    assert table.covers(space)
-    assert not table.covers(SearchSpace.named("pocket28"))
-    assert not dataclasses.replace(table, num_classes=11).covers(space)
+    assert table.missing(space) == []
+    assert table.missing(SearchSpace.named("pocket28")) is None  # of another size
+    assert dataclasses.replace(table, num_classes=11).missing(space)
     wider = SearchSpace.from_dict({**TINY, "expansions": [1, 2, 3]})
-    assert not table.covers(wider)
+    assert table.missing(wider)
 
 
 def test_a_block_of_another_grid_is_refused(space):

@@ -208,7 +208,7 @@ def test_processes_race_as_one_does(tmp_path, monkeypatch):
 
 def test_the_search_split_in_any_order(monkeypatch):
     split, unlabelled = noisy_brightness("search"), torch.zeros(3, 3, 16, 16)
-    images = SearchImages(split, unlabelled, 40, (16, 16))
+    images = SearchImages(split, unlabelled, 40, (16, 16), torch.device("cpu"))
     assert images.readable() == list(range(96))
     assert [len(x) for x, _ in images()] == [35, 35, 35]
     assert images.work == 96 + 9

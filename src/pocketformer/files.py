@@ -5,6 +5,7 @@ kill leaves under such a name goes away when the same file is written again.
 """
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,12 @@ from typing import Any
 from pocketformer.errors import UserError
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*)?")
+
+
+def digest(path: str | os.PathLike) -> str:
+    """16 hex digits of what a file holds."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def is_temporary(path: Path) -> bool:

@@ -44,11 +44,10 @@ def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]
             found = earlier["command"]
             raise UserError(f"{path} holds a run of '{found}', not of '{command}': choose another --out")
         for name in sorted({*earlier["settings"], *settings}):
-            was, now = earlier["settings"].get(name), settings.get(name)
-            if was != now:
+            for text in differences(earlier["settings"].get(name), settings.get(name), name):
                 raise UserError(
-                    f"{path} holds another run ({name} was {_short(was)}, now {_short(now)}): "
-                    "choose another --out, or repeat the earlier command to resume it"
+                    f"{path} holds another run ({text}): choose another --out, or repeat the earlier command to resume "
+                    "it"
                 )
     # A run killed in its first moments leaves its lock and a configuration that was never finished.
     elif path.is_dir() and not all(p.name == ".lock" or files.is_temporary(p) for p in path.iterdir()):
@@ -146,6 +145,9 @@ def differences(was: Any, now: Any, name: str = "") -> list[str]:
     if isinstance(was, dict) and isinstance(now, dict):
         keys = sorted({*was, *now})
         return [text for key in keys for text in differences(was.get(key), now.get(key), f"{name} {key}".strip())]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        pairs = enumerate(zip(was, now, strict=True))
+        return [text for i, (one, other) in pairs for text in differences(one, other, f"{name}[{i}]")]
     return [] if was == now else [f"{name} was {_short(was)}, now {_short(now)}"]
 
 

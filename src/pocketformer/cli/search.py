@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pocketformer.cli import goals, options
+from pocketformer.cli import goals, options, training
 
 
 def _methods() -> tuple[str, ...]:
@@ -97,9 +97,11 @@ def search(
             help="Training images from which norms take their statistics; 0: as trained in the supernet.",
         ),
     ] = 128,
+    device: training.Device = "cpu",
+    workers: options.Workers = 2,
     json: options.Json = False,
 ) -> None:
-    """Search a trained supernet under budgets.
+    """Search a trained supernet under budgets, also under `torchrun`.
 
     The fine-grained joint search on size and speed (Algorithm 1 of EfficientFormerV2). Give --supernet,
     --latency, --out and at least one budget; all budgets given must hold. Writes architecture.json (the
@@ -127,16 +129,32 @@ def search(
     latencies = goals.latency_budgets(max_latency or [])
     limits = goals.budgets(None, max_parameters, max_memory, min_mes, max_macs, max_energy, latencies)
     if pick is not None:
-        if supernet or latency or out or energy:
-            raise UserError("--pick chooses on a finished search: leave out --supernet, --latency, --energy and --out")
+        asked_too = {
+            "--supernet": supernet,
+            "--latency": latency,
+            "--energy": energy,
+            "--out": out,
+            "--alpha": alpha,
+            "--form": form != "budget",
+            "--method": method != "joint",
+            "--evaluations": evaluations,
+            "--regrow": regrow,
+            "--beam": beam != 1,
+            "--race": race,
+        }
+        if extra := [name for name, given in asked_too.items() if given]:
+            raise UserError(f"--pick chooses on a finished search: leave out {', '.join(extra)}")
         found = searches.pick(pick, limits, min_mes)
     elif supernet is None or not latency or out is None:
         raise UserError("give --supernet, --latency and --out, or --pick")
     else:
+        if max_energy is not None and energy is None:
+            raise UserError(f"--max-energy {max_energy}: give --energy too, a table of the device or its watts")
         tables, power = goals.tables(latency), goals.energy(energy)
         goal = searches.Goal(tables, limits, min_mes, goals.alphas(alpha, devices=True), form, power)
         asked = Asked(method, evaluations, seed, Walk(regrow, beam), race)
-        found = searches.search(supernet, goal, asked, calibration, out)
+        compute = training.compute(device, "float32", False, 1, False, False)
+        found = searches.search(supernet, goal, asked, calibration, out, compute, workers)
     if json:
         options.print_json(found)
         return

@@ -157,11 +157,12 @@ class LatencyTable:
                 f"({size}); profile the space you search"
             ) from None
 
-    def covers(self, space: SearchSpace) -> bool:
-        """Whether `latency` answers for every member of the space."""
-        return self.resolution == space.resolution and not (
-            space_blocks(space, self.num_classes).keys() - self.entries.keys()
-        )
+    def missing(self, space: SearchSpace) -> list[str] | None:
+        """Keys of the space's blocks that have no entry; none: `latency` answers for every member. None for images of
+        another size."""
+        if self.resolution != space.resolution:
+            return None
+        return [key for key in space_blocks(space, self.num_classes) if key not in self.entries]
 
     def to_dict(self) -> dict:
         entries = {k: {**asdict(e), "samples": list(e.samples)} for k, e in self.entries.items()}

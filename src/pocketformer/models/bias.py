@@ -78,8 +78,8 @@ def _offsets(size: int, query_stride: int, key_stride: int, device: torch.device
 
 
 def gather(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`table[:, index]`: (heads, M, N). Selected so it takes half of the time, with gradients a third (benchmarks/bias.py)
-    and no memory but the index and the result."""
+    """`table[:, index]`: (heads, M, N). Selected it takes half of the time, with gradients a third, and memory for the
+    index and the result alone."""
     return table.index_select(1, index.flatten()).unflatten(1, index.shape)
 
 

@@ -7,9 +7,9 @@ from pocketformer import files
 from pocketformer.errors import UserError
 from pocketformer.pipelines.agreement import FEWEST, need_scipy, summarised
 from pocketformer.pipelines.correlating import Stages, draw_subnets, found_subnets, trained_range
-from pocketformer.pipelines.images import open_images, say_unreadable
+from pocketformer.pipelines.images import say_unreadable
 from pocketformer.pipelines.settings import Budget, stored_size
-from pocketformer.pipelines.supernets import load_supernet, train_supernet
+from pocketformer.pipelines.supernets import images_of, load_supernet, train_supernet, weights_of
 from pocketformer.progress import say
 from pocketformer.report import write_report
 from pocketformer.runs import Run, check_folder, read_config, seconds_by_stage
@@ -67,9 +67,10 @@ def correlate(asked: CorrelateSettings, out: Path) -> dict:
         "compute": asked.compute.to_dict(),
     }
     check_folder(out, "correlate", settings)
-    data = open_images(config["data"], stored_size(space), config["seed"], config["bad_images"], asked.workers)
+    data = images_of(asked.supernet, config, stored_size(space), asked.workers)
     with Run(out, "correlate", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint, space=space.to_dict())
+        run.record(supernet=files.digest(weights_of(asked.supernet)))
         if alone is None:
             alone = _train_alone(asked, run, supernet, config, recipe, data)
         inherit_norms(alone)

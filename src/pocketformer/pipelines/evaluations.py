@@ -1,13 +1,12 @@
 """`evaluate` on its own: accuracy on the test split, in PyTorch or through an exported file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from pocketformer.deploy import SUFFIXES, format_by_name, runtime_of
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import open_images, say_unreadable
+from pocketformer.pipelines.images import few, open_images, say_unreadable
 from pocketformer.pipelines.networks import as_result, test_result
 from pocketformer.pipelines.trained import is_weights_alone, load_trained
 from pocketformer.progress import say
@@ -52,9 +51,7 @@ def evaluate_checkpoint(
             raise UserError(f"{path} knows {model.num_classes} classes, but the data has {len(data.classes)}")
         say(f"note: {path} names no classes; the data's are taken in sorted order")
     elif list(data.classes) != config["classes"]:
-        raise UserError(
-            f"{path} knows the classes {_named(config['classes'])}, but the data has {_named(data.classes)}"
-        )
+        raise UserError(f"{path} knows the classes {few(config['classes'])}, but the data has {few(data.classes)}")
     _warn_of_trained_images(folder, data)
     if file is None:
         result = test_result(model, data, workers)[1]
@@ -78,10 +75,6 @@ def _exported(target: Path, folder: Path, format: str | None, runtime_name: str)
     if not file.exists():
         raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
     return file
-
-
-def _named(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:4]) + (f", … ({len(classes)} in all)" if len(classes) > 4 else "")
 
 
 def _warn_of_trained_images(folder: Path, data: Data) -> None:

@@ -43,6 +43,18 @@ def open_images(
     return data
 
 
+def few(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
+
+
+def identity(data: Data) -> dict:
+    """What tells these images and their splits from others. A stream is known by the names and sizes of its files."""
+    counts = {split.name: len(split) for split in (data.fit, data.search, data.test)}
+    fingerprints = {"fingerprint": data.fingerprint, "split_fingerprint": data.split_fingerprint}
+    return {**fingerprints, "streamed": data.fit.streamed, "images": counts}
+
+
 def say_unreadable(data: Data) -> None:
     """Tells of the images that could not be read since they were opened."""
     if note := data.late_note():

@@ -15,10 +15,16 @@ from pocketformer.search.reach import smallest_reachable
 
 def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes: int) -> None:
     """Raises `UserError` unless the table answers for every member of the space with that many classes."""
-    if table.num_classes != num_classes or not table.covers(space):
+    missing = table.missing(space) if table.num_classes == num_classes else None
+    if missing is None:
         raise UserError(
             f"latency table {where} is of space {table.space} with {table.num_classes} classes; "
             f"this job needs {space.name} with {num_classes}"
+        )
+    if missing:
+        raise UserError(
+            f"latency table {where} does not answer for every member of space {space.name}: {len(missing)} of its "
+            f"blocks have no entry, first {missing[0]!r}"
         )
 
 

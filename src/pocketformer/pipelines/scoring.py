@@ -20,8 +20,11 @@ class SearchImages:
     """A split in batches of about equal size, each beginning with the `unlabelled` images; of several processes, each
     gives batches rank, rank + count, …. `search.race.Images`."""
 
-    def __init__(self, split: Split, unlabelled: torch.Tensor, batch_size: int, size: tuple[int, int]):
-        self.split, self.unlabelled, self.batch_size, self.size = split, unlabelled, batch_size, size
+    def __init__(
+        self, split: Split, unlabelled: torch.Tensor, batch_size: int, size: tuple[int, int], where: torch.device
+    ):
+        self.split, self.batch_size, self.size, self.where = split, batch_size, size, where
+        self.unlabelled = unlabelled.to(where)
 
     def __call__(self, rows: Sequence[int] | None = None) -> Iterator[Batch]:
         split = self.split
@@ -30,7 +33,8 @@ class SearchImages:
             split = replace(split, indices=rows if split.indices is None else split.indices[rows])
         batches = self._batches(split)
         for images, labels in batches.at(range(ranks.rank(), len(batches), ranks.count())):
-            yield torch.cat([self.unlabelled, images]).contiguous(memory_format=torch.channels_last), labels
+            images = torch.cat([self.unlabelled, images.to(self.where)])
+            yield images.contiguous(memory_format=torch.channels_last), labels.to(self.where)
 
     def _batches(self, split: Split) -> EvalBatches:
         """Of about equal size: norms are calibrated anew in each, so that a small last one would be dear."""
@@ -72,7 +76,8 @@ def evaluator(
     # About the same memory whatever the image size, but never so few that calibrating dominates.
     batch_size = max(256, min(1024, 1024 * 32 * 32 // (size[0] * size[1])))
     unlabelled = next(train_batches(data.fit, max(calibration, 1), size, None, seed).steps(0, 1))[0][:calibration]
-    images = SearchImages(data.search, unlabelled, batch_size, size)
+    where = next(supernet.parameters()).device
+    images = SearchImages(data.search, unlabelled, batch_size, size, where)
     found = (RacingEvaluator if race else PrefixEvaluator)(supernet.run, images, len(unlabelled))
     if progress is not None:
         in_all = images.work

@@ -11,18 +11,18 @@ from pocketformer.devices import LatencyTable
 from pocketformer.devices.energy import EnergyTable, Power
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel
-from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.methods import Asked
 from pocketformer.pipelines.refusals import check_table, refuse_unreachable
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
-from pocketformer.pipelines.supernets import load_supernet, recalibration
+from pocketformer.pipelines.supernets import images_of, load_supernet, recalibration, weights_of
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run, read_config
+from pocketformer.runs import Run, check_folder, read_config
 from pocketformer.search import Objective, Walk
 from pocketformer.search.metrics import amount, spread, unit_of
 from pocketformer.search.trajectory import Point, evaluations, points
+from pocketformer.training.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Goal:
     form: str = "budget"
     energy: Path | Watts | None = None
 
+    def digests(self) -> dict:
+        """What the files hold that it names."""
+        tables = {name: files.digest(file) for name, file in self.tables.items()}
+        energy = {"energy_table": files.digest(self.energy)} if isinstance(self.energy, Path) else {}
+        return {"latency_table": tables.get("", tables), **energy}
+
     def to_dict(self) -> dict:
         """What was asked, of what is not usual only if it was."""
         tables = {name: str(file) for name, file in self.tables.items()}
@@ -66,6 +72,10 @@ def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
     energy = goal.energy
     if isinstance(energy, Watts):
         name = energy.device if energy.device is not None else next(iter(tables))
+        if "" in tables and name:
+            raise UserError(
+                f"--energy {name}={energy.watts:g}W: --latency names no device, so that the watts need none"
+            )
         if name not in tables or (energy.device is None and len(tables) > 1):
             raise UserError(f"--energy {energy.watts:g}W needs its device: {', '.join(f'{n}=…' for n in tables if n)}")
         energy = Power(energy.watts, tables[name])
@@ -74,15 +84,24 @@ def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
     return CostModel(tables.get("", tables), num_classes, energy=energy)
 
 
-def search(supernet_folder: Path, goal: Goal, asked: Asked, calibration: int, out: Path) -> dict:
+def search(
+    supernet_folder: Path,
+    goal: Goal,
+    asked: Asked,
+    calibration: int,
+    out: Path,
+    compute: Compute | None = None,
+    workers: int = 2,
+) -> dict:
     """Runs or resumes Algorithm 1, or another method; returns the state that meets the budgets."""
+    compute = compute or Compute()
     supernet, config = load_supernet(supernet_folder)
+    supernet.to(compute.where)
     space = supernet.space
     costs = cost_model(goal, space, config["num_classes"])
     target = costs.objective(space, goal.limits, goal.min_mes, goal.alphas, goal.form)
     refuse_unreachable(space, costs, target)
     method = asked.of(supernet, target)
-    data = open_images(config["data"], stored_size(space), config["seed"], config["bad_images"], 2)
     settings = {
         "supernet": str(supernet_folder),
         **goal.to_dict(),
@@ -90,10 +109,15 @@ def search(supernet_folder: Path, goal: Goal, asked: Asked, calibration: int, ou
         "calibration": calibration,
         **method.to_dict(),
         **({"race": True} if asked.race else {}),
+        **({"device": compute.device} if compute.device != "cpu" else {}),
     }
+    check_folder(out, "search", settings)
+    data = images_of(supernet_folder, config, stored_size(space), workers)
+    if calibration > len(data.fit):
+        say(f"note: fit has but {len(data.fit)} images for norms to take their statistics from (--calibration)")
     with Run(out, "search", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
-        run.record(space=space.to_dict())
+        run.record(space=space.to_dict(), supernet=files.digest(weights_of(supernet_folder)), **goal.digests())
         path = run.path / "search.jsonl"
         with (
             stage("search") as progress,

@@ -6,7 +6,7 @@ from pathlib import Path
 from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.pipelines.networks import FinalTraining
-from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.pipelines.supernets import load_supernet, weights_of
 from pocketformer.progress import say, stage
 from pocketformer.runs import read_config
 from pocketformer.search.trajectory import path_to, points
@@ -41,7 +41,10 @@ def load_searched(folder: Path, architecture: Architecture) -> Searched:
     lines = files.Lines.read(folder / "search.jsonl")
     source = folder
     if not (folder / "supernet" / "model.safetensors").is_file():
-        source = Path(read_config(folder)["settings"]["supernet"])
+        config = read_config(folder)
+        source = Path(config["settings"]["supernet"])
+        if config["facts"].get("supernet", known := files.digest(weights_of(source))) != known:
+            say(f"note: {source} was trained anew since {folder} searched it")
     supernet, config = load_supernet(source)
     reached = points(supernet.space, lines)
     steps = [point.step for point in reached if point.selection.architecture == architecture]

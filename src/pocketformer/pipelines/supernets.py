@@ -9,7 +9,7 @@ from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.architecture.results import space_costs
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import open_images, say_unreadable
+from pocketformer.pipelines.images import few, identity, open_images, say_unreadable
 from pocketformer.pipelines.networks import as_result, recalibrated_score
 from pocketformer.pipelines.sampling import Choice, Sampling
 from pocketformer.pipelines.settings import stored_size
@@ -80,7 +80,7 @@ def train_supernet(
         if space.metapath:
             sort_channels(state.averaged)
         config = {"space": space.to_dict(), "num_classes": len(data.classes), "classes": list(data.classes)}
-        files.write_json(folder / "config.json", {**config, **(about or {})})
+        files.write_json(folder / "config.json", {**config, "identity": identity(data), **(about or {})})
         checkpoint.save_tensors(folder / "model.safetensors", state.averaged)
     ranks.wait()
     return load_supernet(folder)[0]
@@ -88,18 +88,41 @@ def train_supernet(
 
 def load_supernet(folder: str | os.PathLike) -> tuple[Supernet | MetaPathSupernet, dict]:
     """A trained supernet in eval mode, and its `config.json`. Takes the folder of `supernet` or of `design`."""
-    folder = Path(folder)
-    if (folder / "supernet" / "model.safetensors").exists():
-        folder = folder / "supernet"
-    if not (folder / "model.safetensors").exists():
-        raise UserError(f"{folder} holds no trained supernet (no model.safetensors)")
+    weights = weights_of(folder)
+    folder = weights.parent
     config = files.read_json(folder / "config.json", "supernet configuration")
     if "space" not in config:
         raise UserError(f"{folder} holds a single network, not a supernet")
     space = SearchSpace.from_dict(config["space"], str(folder / "config.json"))
     supernet = new_supernet(space, config["num_classes"]).to(memory_format=torch.channels_last)
-    checkpoint.load_weights(supernet, folder / "model.safetensors")
+    checkpoint.load_weights(supernet, weights)
     return supernet.eval(), config
+
+
+def weights_of(folder: str | os.PathLike) -> Path:
+    """The file of a trained supernet's weights, in the folder of `supernet` or of `design`."""
+    folder = Path(folder)
+    for file in (folder / "supernet" / "model.safetensors", folder / "model.safetensors"):
+        if file.exists():
+            return file
+    raise UserError(f"{folder} holds no trained supernet (no model.safetensors)")
+
+
+def images_of(folder: str | os.PathLike, config: dict, size: tuple[int, int], workers: int) -> Data:
+    """The images that the supernet of `folder` learned from, split as they were then: what it is to be scored on must
+    not be among what it has seen. Raises `UserError` if they have changed."""
+    data = open_images(config["data"], size, config["seed"], config["bad_images"], workers)
+    if (known := config["classes"]) != list(data.classes):
+        raise UserError(f"{folder} knows the classes {few(known)}, but {config['data']} has {few(data.classes)}")
+    then, now = config.get("identity"), identity(data)
+    if then is not None and then["streamed"] != now["streamed"]:  # the one knows files, the other pixels
+        then, now = then["images"], now["images"]
+    if then is not None and then != now:
+        raise UserError(
+            f"the images of {config['data']} have changed since {folder} was trained on them, so that some that it is "
+            "scored on may be among those it has seen: train a supernet on what is there now"
+        )
+    return data
 
 
 def recalibration(supernet: Supernet, subnet: Architecture | Selection, data: Data, seed: int) -> dict:
@@ -134,6 +157,10 @@ def supernet_run(
         raise UserError(f"space {space.name} is of EfficientFormers (V1), whose supernet draws no subnets (--sampling)")
     if not space.metapath and choice != Choice():
         raise UserError(f"--noise and --alpha-rate are for spaces of EfficientFormers (V1), which {space.name} is not")
+    if space.metapath and plain:
+        raise UserError(f"--plain: the supernet of {space.name} (V1) has no in-place distillation to leave out")
+    if teacher is None and distillation != "hard":
+        raise UserError("--distillation says how to learn from a teacher: give --teacher")
     if sampling.name == "uniform" and not plain:
         raise UserError(NEEDS_LARGEST)
     about = {"data": source, "seed": seed, "bad_images": bad_images}

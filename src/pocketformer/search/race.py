@@ -121,7 +121,7 @@ class _Margins(Tally):
         own = logits.gather(1, labels[:, None])[:, 0]
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
         right = logits.argmax(1) == labels
-        self.margins.append(torch.where(right, own - others, -torch.inf).numpy())
+        self.margins.append(torch.where(right, own - others, -torch.inf).cpu().numpy())
 
 
 @dataclass

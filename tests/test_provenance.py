@@ -1,0 +1,130 @@
+"""A search belongs to the supernet, images and tables that it began with: what has changed since is refused."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asking import ask
+from pocketformer import files
+from shop import open_shop
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = open_shop(tmp_path_factory.mktemp("provenance"))
+    known = ("--data", folder / "data", "--space", folder / "space.yaml", "--epochs", 1, "--batch-size", 8)
+    ask("supernet", *known, "--out", folder / "supernet").succeeds()
+    return folder
+
+
+@pytest.fixture
+def shop(trained, tmp_path) -> Path:
+    """A copy that a test may change."""
+    folder = shutil.copytree(trained, tmp_path / "shop")
+    config = files.read_json(folder / "supernet/config.json")
+    files.write_json(folder / "supernet/config.json", {**config, "data": str(folder / "data")})
+    return folder
+
+
+@pytest.fixture
+def search(shop, cli):
+    given = ("search", "--supernet", shop / "supernet", "--latency", shop / "table.json")
+    return partial(cli, *given, "--out", shop / "found", "--max-parameters", "60%", "--calibration", 8)
+
+
+def renamed(folder: Path) -> None:
+    (folder / "data/light").rename(folder / "data/aaa")
+
+
+def one_more_class(folder: Path) -> None:
+    shutil.copytree(folder / "data/light", folder / "data/more")
+
+
+def one_image_less(folder: Path) -> None:
+    next((folder / "data/dark").glob("*.png")).unlink()
+
+
+def another_picture(folder: Path) -> None:
+    first, second, *_ = sorted((folder / "data/dark").glob("*.png"))
+    shutil.copy(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (renamed, ["knows the classes dark, grey, light", "has aaa, dark, grey"]),
+        (one_more_class, ["knows the classes dark, grey, light", "has dark, grey, light, more"]),
+        (one_image_less, ["images of", "have changed since"]),
+        (another_picture, ["images of", "have changed since"]),
+    ],
+)
+def test_other_images_than_the_supernets_are_refused(shop, search, cli, change, words):
+    change(shop)
+    search().fails(2, *words)
+    assert not (shop / "found").exists()
+    given = ("--supernet", shop / "supernet", "--subnets", 4, "--epochs", 1, "--out", shop / "correlation")
+    cli("correlate", *given).fails(2, *words)
+    assert not (shop / "correlation").exists()
+
+
+def other_weights(folder: Path) -> None:
+    file = folder / "supernet/model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+
+
+def other_times(folder: Path) -> None:
+    table = json.loads((folder / "table.json").read_text())
+    next(iter(table["entries"].values()))["latency"] *= 2
+    (folder / "table.json").write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize(("change", "what"), [(other_weights, "supernet"), (other_times, "latency table")])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_search_goes_on_with_the_files_it_began_with(shop, search, change, what, finished):
+    search().succeeds()
+    log = shop / "found/search.jsonl"
+    if not finished:
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    before = log.read_bytes()
+    change(shop)
+    search().fails(2, "found", f"the {what} changed since this run began")
+    assert log.read_bytes() == before
+
+
+def test_a_table_says_what_it_lacks(shop, search):
+    table = json.loads((shop / "table.json").read_text())
+    first = next(iter(table["entries"]))
+    del table["entries"][first]
+    (shop / "table.json").write_text(json.dumps(table))
+    search().fails(2, "does not answer for every member of space tiny", "1 of its blocks", first)
+
+
+def test_what_would_be_passed_over_is_refused(shop, search, cli):
+    search("--energy", "phone=2W").fails(2, "phone", "--latency names no device")
+    search("--max-energy", "2mJ").fails(2, "--max-energy 2mJ: give --energy too")
+    assert "note: fit has but" in search("--calibration", 10_000, "--out", shop / "all").succeeds().err
+    search().succeeds()
+    extra = ("--race", "--method", "random", "--alpha", "size=1", "--beam", 2)
+    picked = cli("search", "--pick", shop / "found", "--max-parameters", "90%", *extra)
+    picked.fails(2, "leave out --alpha, --method, --beam, --race")
+    given = ("supernet", "--data", shop / "data", "--out", shop / "new")
+    cli(*given, "--space", shop / "space.yaml", "--distillation", "soft").fails(2, "give --teacher")
+    cli(*given, "--space", "metapath32", "--plain").fails(2, "--plain", "metapath32")
+    assert not (shop / "new").exists()
+
+
+def test_of_two_spaces_the_difference_is_told(shop, cli):
+    text = (shop / "space.yaml").read_text()
+    (shop / "space.yaml").write_text(text.replace("widths: [6, 8]", "widths: [6, 10]"))
+    known = ("--data", shop / "data", "--space", shop / "space.yaml", "--epochs", 1, "--batch-size", 8)
+    first = cli("supernet", *known, "--out", shop / "other")
+    assert first.code == 0, first.err
+    (shop / "space.yaml").write_text(text)
+    cli("supernet", *known, "--out", shop / "other").fails(2, "space stages[2] widths[1] was 10, now 8")
