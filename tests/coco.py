@@ -1,10 +1,16 @@
-"""Images of large convex shapes with their annotations, in COCO's layout. Shared by the tests of detection."""
+"""Images of large convex shapes with their annotations, in COCO's layout, and as they are read. Shared by the tests of
+detection."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from pocketformer.dense.detection.batches import DetectionBatches
+from pocketformer.dense.detection.coco import CocoSet
+from pocketformer.dense.detection.folders import Reader, locate
+from pocketformer.training.pixels import OURS
 
 CATEGORIES = {3: "disc", 7: "box", 9: "wedge"}
 _COLOURS = {3: (200, 60, 60), 7: (60, 180, 70), 9: (70, 80, 210)}
@@ -53,6 +59,14 @@ def write_json(folder: Path, split: str, content: dict) -> None:
 
 def read_json(folder: Path, split: str) -> dict:
     return json.loads((folder / "annotations" / f"instances_{split}.json").read_text())
+
+
+def opened(folder: Path, split: str = "train", masks: bool | None = None, skip: bool = False) -> CocoSet:
+    return Reader(masks, skip)(*locate(folder, split))
+
+
+def batches(images: CocoSet, batch_size: int = 3, **more) -> DetectionBatches:
+    return DetectionBatches(images, batch_size, (96, 128), 0, OURS, **more)
 
 
 def _write(folder: Path, split: str, count: int, masks: bool) -> dict:

@@ -1,8 +1,25 @@
-"""For all tests: Ctrl-C reaches the processes that they start, also where the tests run in the background."""
+"""For all tests: the command line as a fixture; Ctrl-C reaches the processes that they start."""
 
 import signal
+
+import pytest
+
+from asking import Answer, answered
 
 
 def pytest_configure() -> None:
     # What a shell starts in the background ignores the signal, and so would all that it starts in turn.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def cli(capfd):
+    """Runs a command in this process."""
+
+    def call(*arguments: object) -> Answer:
+        capfd.readouterr()
+        code = answered(arguments)
+        said = capfd.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return call

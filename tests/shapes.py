@@ -1,11 +1,16 @@
-"""Images of large convex shapes and their masks, in CamVid's layout. Shared by the tests of segmentation."""
+"""Images of large convex shapes and their masks, in CamVid's layout, and segmenters of them. Shared by the tests of
+segmentation."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
-from pocketformer import SearchSpace
+from pocketformer import SearchSpace, create_model
+from pocketformer.dense.backbone import Backbone
+from pocketformer.dense.segmentation.segmenter import Segmenter
+from pocketformer.pipelines.segmenting import SegmentSettings
 
 CLASSES = ("ground", "disc", "box", "wedge")
 VOID = 255
@@ -72,3 +77,14 @@ def write(folder: Path, counts: dict[str, int] | None = None, names: bool = True
     if names:
         (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     return folder
+
+
+def segmenter(size=(64, 80), classes=4, described=None, **more) -> Segmenter:
+    torch.manual_seed(0)
+    network = create_model(described or architecture(), num_classes=0, distilled=False, layer_scale=0.5)
+    return Segmenter(Backbone(network, size, **more), classes)
+
+
+def asked(described, data, recipe, **rest) -> SegmentSettings:
+    given = {"architecture": str(described), "data": str(data), "recipe": recipe, "workers": 0, **rest}
+    return SegmentSettings(**given)

@@ -21,14 +21,19 @@ stages:
 CLASSES = ("dark", "grey", "light")
 
 
+def write_images(folder, count=48, dark=60, step=70):
+    """Class by class a step brighter than `dark`."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        place = folder / CLASSES[i % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.normal(dark + step * (i % 3), 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{i:02}.png")
+
+
 def open_shop(folder):
     """A folder with data/, space.yaml and table.json, whose latencies are multiply-accumulates."""
-    rng = np.random.default_rng(0)
-    for i in range(48):
-        place = folder / "data" / CLASSES[i % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.normal(60 + 70 * (i % 3), 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(place / f"{i:02}.png")
+    write_images(folder / "data")
     (folder / "space.yaml").write_text(TINY)
     space = SearchSpace.load(folder / "space.yaml")
     entries = {key: Entry(1e-6 * block.macs()) for key, block in space_blocks(space, 3).items()}

@@ -1,13 +1,12 @@
 """`correlate`: its two sets against enumeration, statistics against definitions, inherited slices, the command."""
 
 import itertools
-import json
 import math
 import random
 import runpy
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
+from asking import ask
 from pocketformer import SearchSpace, Selection
-from pocketformer.cli.main import main
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError
 from pocketformer.files import Lines, read_json, write_json
@@ -30,6 +28,7 @@ from pocketformer.supernet.inheritance import inherit_norms
 from pocketformer.supernet.sampling import LargestAlone
 from pocketformer.supernet.strata import even_strata, members_of
 from pocketformer.training import engine
+from shop import write_images
 from subnets import perturbed_supernet, space_of, subnets
 from test_sampling import DESIGN, POCKET, TOY, chi_square, uniform_law
 from trainings import SPACE
@@ -220,32 +219,17 @@ def test_the_largest_alone():
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """Images of three classes, and a supernet trained on them for two epochs."""
-    folder, rng = tmp_path_factory.mktemp("correlate"), np.random.default_rng(0)
-    for i in range(90):
-        place = folder / "data" / ("dark", "grey", "light")[i % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.normal(90 + 20 * (i % 3), 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(place / f"{i:02}.png")
+    folder = tmp_path_factory.mktemp("correlate")
+    write_images(folder / "data", 90, dark=90, step=20)
     (folder / "space.yaml").write_text(yaml.safe_dump(SPACE.to_dict()))
-    with pytest.raises(SystemExit) as stop:
-        main([*f"supernet --data {folder}/data --space {folder}/space.yaml --epochs 2 --batch-size 16".split(),
-              "--out", str(folder / "supernet")])  # fmt: skip
-    assert stop.value.code == 0
+    known = ("--data", folder / "data", "--space", folder / "space.yaml", "--epochs", 2, "--batch-size", 16)
+    ask("supernet", *known, "--out", folder / "supernet").succeeds()
     return folder
 
 
 @pytest.fixture
-def correlate(shop, capfd):
-    """Runs the command; returns its exit code and what it printed on stdout and stderr."""
-
-    def run(out, *arguments):
-        common = ["correlate", "--supernet", shop / "supernet", "--epochs", 1, "--batch-size", 16, "--out", out]
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([*map(str, (*common, *arguments))])
-        return stop.value.code, *capfd.readouterr()
-
-    return run
+def correlate(shop, cli):
+    return partial(cli, "correlate", "--supernet", shop / "supernet", "--epochs", 1, "--batch-size", 16, "--out")
 
 
 def without_times(folder: Path) -> dict:
@@ -268,9 +252,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_command(correlate, shop, tmp_path, monkeypatch):
     out = tmp_path / "whole"
-    code, text, error = correlate(out, "--subnets", 4, "--json")
-    assert code == 0, error
-    found = json.loads(text)
+    found = correlate(out, "--subnets", 4, "--json").json()
     assert found == read_json(out / "correlation.json")
     assert found["sets"].keys() == {"spread", "near"}
     images = found["images"]
@@ -301,7 +283,7 @@ def test_the_command(correlate, shop, tmp_path, monkeypatch):
         return step(*given)
 
     monkeypatch.setattr(engine, "_step", dies)
-    codes = [correlate(killed, "--subnets", 4)[0] for _ in range(4)]
+    codes = [correlate(killed, "--subnets", 4).code for _ in range(4)]
     assert codes == [130, 130, 130, 0]
     monkeypatch.setattr(engine, "_step", step)
     assert without_times(killed) == without_times(out)
@@ -311,8 +293,7 @@ def test_the_command(correlate, shop, tmp_path, monkeypatch):
     # What is done is not done again, and told once more.
     work = (killed / "work.jsonl").read_bytes()
     monkeypatch.setattr(engine, "_step", None)
-    code, text, _ = correlate(killed, "--subnets", 4)
-    assert code == 0
+    text = correlate(killed, "--subnets", 4).succeeds().out
     assert (killed / "work.jsonl").read_bytes() == work
     for words in ("4 subnets spread over the space", "4 subnets of about one size", "EagleEye", "r²", "Kendall"):
         assert words in text
@@ -327,24 +308,20 @@ def test_the_command(correlate, shop, tmp_path, monkeypatch):
 
     # The network trained alone serves another run.
     monkeypatch.setattr(engine, "_step", step)
-    code, _, error = correlate(tmp_path / "again", "--subnets", 4, "--alone", out)
-    assert code == 0, error
+    correlate(tmp_path / "again", "--subnets", 4, "--alone", out).succeeds()
     again, first = (without_times(folder)["sets"] for folder in (tmp_path / "again", out))
     assert again == first
     assert not (tmp_path / "again" / "alone").exists()
 
 
-def test_what_a_search_found_is_trained_too(correlate, shop, tmp_path):
+def test_what_a_search_found_is_trained_too(correlate, cli, shop, tmp_path):
     """And the ledger reads the three runs."""
     entries = {key: Entry(1e-6 * block.macs()) for key, block in space_blocks(SPACE, 3).items()}
     table = LatencyTable(entries, 0.01, 1.0, Reference("r", 1.0), "tiny", 3, SPACE.resolution)
     table.save(tmp_path / "table.json")
     asked = {"supernet": shop / "supernet", "latency": tmp_path / "table.json", "max-parameters": "50%"}
-    with pytest.raises(SystemExit) as stop:
-        main(["search", "--out", str(tmp_path / "search"), *(f"--{name}={value}" for name, value in asked.items())])
-    assert stop.value.code == 0
-    code, text, error = correlate(tmp_path / "run", "--subnets", 4, "--found", tmp_path / "search")
-    assert code == 0, error
+    cli("search", "--out", tmp_path / "search", *(f"--{name}={value}" for name, value in asked.items())).succeeds()
+    text = correlate(tmp_path / "run", "--subnets", 4, "--found", tmp_path / "search").succeeds().out
     (found,) = read_json(tmp_path / "run" / "correlation.json")["sets"]["found"]["subnets"]
     last = [line for line in Lines.read(tmp_path / "search" / "search.jsonl") if line["type"] == "executed"][-1]
     assert found["selection"] == last["selection"]
@@ -370,10 +347,7 @@ def test_what_a_search_found_is_trained_too(correlate, shop, tmp_path):
     ],
 )
 def test_mistakes_are_told_in_one_line(correlate, shop, arguments, words, tmp_path):
-    code, text, error = correlate(tmp_path / "run", *(a.format(shop=shop) for a in arguments))
-    told = [line for line in error.splitlines() if line.startswith("pocketformer: ")]
-    assert (code, text, len(told)) == (2, "", 1)
-    assert words in told[0]
+    correlate(tmp_path / "run", *(a.format(shop=shop) for a in arguments)).fails(2, words)
     assert not (tmp_path / "run").exists()
 
 

@@ -3,9 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from pycocotools import mask as reference_masks
 from safetensors.torch import load_file
 
 import coco
-from pocketformer.cli.main import main
+from asking import ask
 from pocketformer.dense.detection import checkpoint
 from pocketformer.errors import UserError, WorkError
 from pocketformer.files import Lines
@@ -41,31 +39,9 @@ LOOSE = {"warmup_steps": 10, "weight_decay": 0.01, "layer_scale": 0.5, "checkpoi
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    def fails(self, code: int, *words: str) -> "Answer":
-        line = self.err.splitlines()[-1]
-        assert self.code == code, self.err
-        assert line.startswith("pocketformer: ")
-        assert "Traceback" not in self.err
-        assert all(word in line for word in words), line
-        return self
-
-
 @pytest.fixture
-def run(capsys):
-    def call(*arguments: object) -> Answer:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main(["detect", *map(str, arguments)])
-        said = capsys.readouterr()
-        return Answer(end.value.code or 0, said.out, said.err)
-
-    return call
+def run(cli):
+    return partial(cli, "detect")
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +71,7 @@ def trained(place) -> tuple[Path, dict]:
     """Four images learned by heart: its folder, and what was printed."""
     out = place / "trained"
     arguments = asked(place, out, epochs=110, batch_size=4, learning_rate=2e-3, checkpoint_every=1000)
-    with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit) as end:
-        main(["detect", *arguments])
-    assert not end.value.code
-    return out, json.loads(printed.getvalue())
+    return out, ask("detect", *arguments).json()
 
 
 def test_four_images_are_learned_by_heart(trained):
@@ -131,10 +104,10 @@ def test_the_folder_says_what_is_needed_to_use_it(trained):
 
 def test_evaluate_gives_the_tables_again(trained, place, run):
     folder, found = trained
-    again = json.loads(run("evaluate", "--checkpoint", folder, "--data", place / "data", "--json").out)
+    again = run("evaluate", "--checkpoint", folder, "--data", place / "data", "--json").json()
     assert again == {"images": 4, **found["test"]}
     given = ("--annotations", place / "data/annotations/instances_val.json", "--images", place / "data/val")
-    text = run("evaluate", "--checkpoint", folder / "model.safetensors", *given, "--workers", 0).out
+    text = run("evaluate", "--checkpoint", folder / "model.safetensors", *given, "--workers", 0).succeeds().out
     lines = text.splitlines()
     assert len(lines) == 13
     assert lines[0].split() == ["4", "images", "boxes", "masks"]
@@ -147,7 +120,7 @@ def test_predict_draws_and_lists(trained, place, run, tmp_path):
     answer = run(
         "predict", "--checkpoint", folder, "--out", tmp_path / "drawn", place / "data/val", tmp_path / "one.png"
     )
-    assert answer.code == 0, answer.err
+    assert "1 disc" in answer.succeeds().out
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == [
         *("1.png", "2.png", "3.png", "4.png", "one.png", "results.json")
     ]
@@ -164,9 +137,8 @@ def test_predict_draws_and_lists(trained, place, run, tmp_path):
         drawn = Image.open(tmp_path / "drawn" / image["file_name"])
         assert drawn.size == (image["width"], image["height"])
         assert (np.asarray(drawn) != np.asarray(Image.open(place / "data/val" / image["file_name"]))).any()
-    assert "1 disc" in answer.out
     none = run("predict", "--checkpoint", folder, "--out", tmp_path / "none", "--threshold", 1, tmp_path / "one.png")
-    assert f"{tmp_path / 'one.png'}: nothing" in none.out
+    assert f"{tmp_path / 'one.png'}: nothing" in none.succeeds().out
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +150,8 @@ def exported(trained, place) -> tuple[Path, dict, onnx.ModelProto]:
     with pytest.MonkeyPatch.context() as patch:
         convert = detect_exports._convert
         patch.setattr(detect_exports, "_convert", lambda *given: graphs.append(convert(*given)) or graphs[0])
-        with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit) as end:
-            main(["detect", "export", *map(str, given)])
-    assert not end.value.code
-    return out, json.loads(printed.getvalue()), graphs[0]
+        found = ask("detect", "export", *given).json()
+    return out, found, graphs[0]
 
 
 def test_export_writes_the_whole_detector(trained, exported):
@@ -280,21 +250,20 @@ def test_a_wrong_export_is_refused(trained, exported, place, run, tmp_path, monk
 def test_faster_rcnn_where_there_are_no_masks(place, run):
     coco.write_set(place / "plain", masks=False)
     changes = {"epochs": 2, "batch_size": 4, "accumulate": 2, "precision": "bfloat16", "ema": 0.9}
-    by_data = json.loads(run(*asked(place, place / "by_data", "plain", **changes)).out)
-    by_choice = json.loads(run(*asked(place, place / "by_choice", "data", (128, 96), **changes), "--no-masks").out)
+    by_data = run(*asked(place, place / "by_data", "plain", **changes)).json()
+    by_choice = run(*asked(place, place / "by_choice", "data", (128, 96), **changes), "--no-masks").json()
     assert list(by_data["test"]) == list(by_choice["test"]) == ["boxes"]
     assert by_data["parameters"] == by_choice["parameters"]
     assert_equal(*(load_file(place / name / "model.safetensors") for name in ("by_data", "by_choice")))
-    assert run("predict", "--checkpoint", place / "by_data", "--out", place / "d", place / "data/val").code == 0
+    run("predict", "--checkpoint", place / "by_data", "--out", place / "d", place / "data/val").succeeds()
     # A detector of boxes is judged on them alone, also where there are masks.
-    again = json.loads(run("evaluate", "--checkpoint", place / "by_data", "--data", place / "data", "--json").out)
+    again = run("evaluate", "--checkpoint", place / "by_data", "--data", place / "data", "--json").json()
     assert list(again) == ["images", "boxes"]
 
 
 def test_the_best_of_the_search_split_is_kept(place, run):
     out = place / "validated"
-    found = run(*asked(place, out, epochs=3, batch_size=3), "--validate")
-    assert found.code == 0, found.err
+    run(*asked(place, out, epochs=3, batch_size=3), "--validate").succeeds()
     lines = Lines.read(out / "metrics.jsonl")
     assert [line["step"] for line in lines if "AP_search" in line] == [0, 1, 2]
     assert_equal(load_file(out / "best.safetensors"), load_file(out / "model.safetensors"))

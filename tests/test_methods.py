@@ -1,12 +1,12 @@
 """`search --method`: every method on a trained supernet, by the command."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
 
+from asking import ask
 from pocketformer import Architecture, SearchSpace, files
-from pocketformer.cli.main import main
 from pocketformer.pipelines.methods import PROPOSING
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.search.frontier import frontier
@@ -21,34 +21,22 @@ COARSE = ("joint", "pruning", "v1-scale")
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     folder = open_shop(tmp_path_factory.mktemp("methods"))
-    arguments = ["supernet", "--data", folder / "data", "--space", folder / "space.yaml", "--epochs", 1]
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, arguments), "--batch-size", "8", "--out", str(folder / "supernet")])
-    assert stop.value.code == 0
+    known = ("--data", folder / "data", "--space", folder / "space.yaml", "--epochs", 1, "--batch-size", 8)
+    ask("supernet", *known, "--out", folder / "supernet").succeeds()
     return folder
 
 
 @pytest.fixture
-def search(shop, capfd):
-    """Runs the command; returns its exit code and what it printed on stdout and stderr."""
-
-    def run(*arguments):
-        common = ["search", "--supernet", shop / "supernet", "--latency", shop / "table.json", *arguments]
-        with pytest.raises(SystemExit) as stop:
-            main(list(map(str, common)))
-        return stop.value.code, *capfd.readouterr()
-
-    return run
+def search(shop, cli):
+    return partial(cli, "search", "--supernet", shop / "supernet", "--latency", shop / "table.json")
 
 
-def test_every_method_finds_a_member_that_holds_the_budgets(shop, search, tmp_path):
+def test_every_method_finds_a_member_that_holds_the_budgets(shop, search, cli, tmp_path):
     space, scored = SearchSpace.load(shop / "space.yaml"), {}
     budgets = ["--max-latency", "80%", "--max-parameters", "90%"]
     for name in (*COARSE, *PROPOSING):
         out, count = tmp_path / name, ["--evaluations", tmp_path / "joint"] if name in PROPOSING else []
-        code, told, errors = search(*budgets, "--method", name, *count, "--out", out, "--json")
-        assert code == 0, errors
-        found = json.loads(told)
+        found = search(*budgets, "--method", name, *count, "--out", out, "--json").json()
         assert found["method"] == name
         architecture = Architecture.load(out / "architecture.json")
         assert space.contains(architecture)
@@ -58,15 +46,12 @@ def test_every_method_finds_a_member_that_holds_the_budgets(shop, search, tmp_pa
         scored[name] = found["evaluations"]
         # The same command again does nothing, and says the same; another method is another search.
         before = (out / "search.jsonl").read_bytes()
-        assert json.loads(search(*budgets, "--method", name, *count, "--out", out, "--json")[1]) == found
+        assert search(*budgets, "--method", name, *count, "--out", out, "--json").json() == found
         assert (out / "search.jsonl").read_bytes() == before
-        code, _, errors = search(*budgets, "--method", "joint" if name != "joint" else "v1-scale", "--out", out)
-        assert (code, "Traceback" in errors) == (2, False)
-        assert "another run" in errors.strip().splitlines()[-1]
+        other = "joint" if name != "joint" else "v1-scale"
+        search(*budgets, "--method", other, "--out", out).fails(2, "another run")
     assert scored["random"] == scored["evolution"] == scored["nsga2"] == scored["joint"] >= scored["uniform"]
-    with pytest.raises(SystemExit) as stop:
-        main(["report", *(str(tmp_path / name) for name in (*COARSE, *PROPOSING)), "--out", str(tmp_path / "r.html")])
-    assert stop.value.code == 0
+    cli("report", *(tmp_path / name for name in (*COARSE, *PROPOSING)), "--out", tmp_path / "r.html").succeeds()
 
 
 @pytest.mark.parametrize(
@@ -80,16 +65,13 @@ def test_every_method_finds_a_member_that_holds_the_budgets(shop, search, tmp_pa
     ],
 )
 def test_mistakes_are_told_in_one_line(search, tmp_path, arguments, words):
-    code, out, errors = search("--max-latency", "60%", *arguments, "--out", tmp_path / "new")
-    assert (code, out, errors.count("\n")) == (2, "", 1)
-    assert words in errors
+    search("--max-latency", "60%", *arguments, "--out", tmp_path / "new").fails(2, words, alone=True)
     assert not (tmp_path / "new").exists()
 
 
 def test_v1_scale_without_a_latency_budget(search, tmp_path):
-    code, _, errors = search("--max-parameters", "60%", "--method", "v1-scale", "--out", tmp_path / "new")
-    assert code == 2
-    assert "needs a latency budget" in errors
+    answer = search("--max-parameters", "60%", "--method", "v1-scale", "--out", tmp_path / "new")
+    answer.fails(2, "needs a latency budget")
     assert not (tmp_path / "new").exists()
 
 

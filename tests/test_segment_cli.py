@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import shapes
-from pocketformer.cli.main import main
+from asking import ask
 from pocketformer.dense.segmentation import evaluation, fused
 from pocketformer.dense.segmentation.labels import read_mask
 from pocketformer.files import Lines
@@ -22,15 +22,6 @@ from pocketformer.pipelines.segment_folders import load_segmenter
 from processes import Team, command
 
 torch.set_num_threads(1)
-
-
-def run(capsys, *arguments, code: int = 0) -> str:
-    """What the command prints, or what it says of its end."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    found = capsys.readouterr()
-    assert stop.value.code == code, found.err
-    return found.out if code == 0 else found.err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +33,7 @@ def learned(tmp_path_factory):
     arguments = ["segment", "train", "--architecture", folder / "tiny.json", "--data", folder / "data"]
     arguments += ["--preset", "small", "--size", 64, 80, "--epochs", 130, "--batch-size", 4, "--learning-rate", 3e-3]
     arguments += ["--set", "warmup_steps=5", "--workers", 0, "--out", folder / "run", "--json"]
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    assert stop.value.code == 0
+    ask(*arguments).succeeds()
     (folder / "data/train").rename(folder / "data/val")  # judged on what it has learned
     (folder / "data/trainannot").rename(folder / "data/valannot")
     shapes.write(folder / "more", {"train": 1})
@@ -53,28 +42,25 @@ def learned(tmp_path_factory):
     return folder
 
 
-def test_four_scenes_are_learned_by_heart(learned, capsys):
+def test_four_scenes_are_learned_by_heart(learned, cli):
     told = json.loads((learned / "run/results.json").read_text())
     assert told["mIoU"] >= 0.9
     assert set(told["iou"]) == set(shapes.CLASSES)
     arguments = ["segment", "evaluate", "--checkpoint", learned / "run", "--data", learned / "data", "--workers", 0]
-    found = json.loads(run(capsys, *arguments, "--json"))
+    found = cli(*arguments, "--json").json()
     assert found["split"] == "val"
     assert {n: found[n] for n in ("mIoU", "iou", "pixels")} == {n: told[n] for n in ("mIoU", "iou", "pixels")}
-    text = run(capsys, *arguments)
+    text = cli(*arguments).succeeds().out
     assert text.startswith(f"mIoU {found['mIoU']:.2%}, pixel accuracy {found['pixel_accuracy']:.2%} on val (4 images)")
     for name in shapes.CLASSES:
         assert f"{found['iou'][name]:.2%}" in next(line for line in text.splitlines() if name in line.split())
 
 
-def test_pictures_are_those_of_the_classes(learned, tmp_path, capsys):
+def test_pictures_are_those_of_the_classes(learned, tmp_path, cli):
     with Image.open(learned / "data/val/00.png") as image:
         image.resize((160, 128)).save(tmp_path / "large.jpg")
-    said = run(
-        capsys, "segment", "predict", "--checkpoint", learned / "run", learned / "data/val", tmp_path / "large.jpg",
-        "--out", tmp_path / "drawn", "--json",
-    )  # fmt: skip
-    found = json.loads(said)
+    predict = ("segment", "predict", "--checkpoint", learned / "run", "--out")
+    found = cli(*predict, tmp_path / "drawn", learned / "data/val", tmp_path / "large.jpg", "--json").json()
     assert found == json.loads((tmp_path / "drawn/results.json").read_text())
     names = {p.name for p in (tmp_path / "drawn").iterdir()}
     kinds = ("overlay", "labels")
@@ -95,17 +81,17 @@ def test_pictures_are_those_of_the_classes(learned, tmp_path, capsys):
     with Image.open(tmp_path / "drawn/00_labels.png") as drawn:
         palette = drawn.getpalette()
     assert [c["colour"] for c in found["classes"]] == [palette[3 * k : 3 * k + 3] for k in range(4)]
-    text = run(capsys, "segment", "predict", "--checkpoint", learned / "run", tmp_path / "large.jpg", "--out", tmp_path)
+    text = cli(*predict, tmp_path, tmp_path / "large.jpg").succeeds().out
     assert text.startswith(f"{tmp_path}/large.jpg: ground ")
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_an_exported_file_computes_the_same(learned, tmp_path, capsys, format):
+def test_an_exported_file_computes_the_same(learned, tmp_path, cli, format):
     if format == "openvino":
         pytest.importorskip("openvino")
     file = tmp_path / {"onnx": "model.onnx", "openvino": "model.xml"}[format]
     arguments = ["--checkpoint", learned / "run", "--format", format, "--out", file, "--data", learned / "data"]
-    report = json.loads(run(capsys, "segment", "export", *arguments, "--size", 70, 90, "--json"))
+    report = cli("segment", "export", *arguments, "--size", 70, 90, "--json").json()
     assert report["verified"]["images"] == 4
     assert report["verified"]["max_difference"] < 1e-3 * report["verified"]["logits_std"]
     if format == "openvino":
@@ -121,7 +107,7 @@ def test_an_exported_file_computes_the_same(learned, tmp_path, capsys, format):
     assert "BatchNormalization" not in kinds
 
 
-def test_a_wrong_file_is_refused(learned, tmp_path, capsys, monkeypatch):
+def test_a_wrong_file_is_refused(learned, tmp_path, cli, monkeypatch):
     right = fused.fused_head
 
     def wrong(head):
@@ -132,13 +118,13 @@ def test_a_wrong_file_is_refused(learned, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(fused, "fused_head", wrong)
     (tmp_path / "model.onnx").write_text("before")
     arguments = ["segment", "export", "--checkpoint", learned / "run", "--out", tmp_path / "model.onnx"]
-    said = run(capsys, *arguments, code=1)
+    said = cli(*arguments).fails(1).lines[-1]
     assert said.startswith("pocketformer: export refused: in float32, logits differ from PyTorch by up to")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "before"
 
 
-def test_mistakes(learned, tmp_path, capsys):
+def test_mistakes(learned, tmp_path, cli):
     evaluate = ["segment", "evaluate", "--checkpoint", learned / "run", "--data"]
     other = shapes.write(tmp_path / "other", {"train": 1, "val": 1})
     (other / "classes.txt").write_text("a\nb\nc\nd\n")
@@ -169,17 +155,15 @@ def test_mistakes(learned, tmp_path, capsys):
         ([*export, tmp_path / "model.xml"], "ends in .onnx"),
         (["segment", "fly"], "No such command 'fly'"),
     ):
-        said = run(capsys, *arguments, code=2)
-        assert said.startswith("pocketformer: ")
-        assert words in said, said
+        cli(*arguments).fails(2, words)
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "drawn").exists()
 
 
-def test_help(capsys):
-    assert "Semantic FPN" in run(capsys, "segment", "--help")
+def test_help(cli):
+    assert "Semantic FPN" in cli("segment", "--help").succeeds().out
     for name in ("train", "evaluate", "predict", "export"):
-        assert "Example" in run(capsys, "segment", name, "--help")
+        assert "Example" in cli("segment", name, "--help").succeeds().out
     said = subprocess.run([sys.executable, "-m", "pocketformer", "segment"], capture_output=True, text=True)
     assert said.returncode in (0, 2)
     assert "Traceback" not in said.stderr

@@ -1,17 +1,15 @@
 """V1's slimming against its Algorithm 1 written out, and the commands from images to an exported network."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import metapaths
+from asking import ask
 from metapaths import ATTENTION, DEPTHS, TINY, all_kinds, member
 from pocketformer import Architecture, SearchSpace, Supernet, create_model
-from pocketformer.cli.main import main
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError
 from pocketformer.files import Lines
@@ -24,6 +22,7 @@ from pocketformer.search.alternatives.v1_slimming import V1Slimming
 from pocketformer.search.method import Begun
 from pocketformer.search.trajectory import Point
 from searched import noise, run
+from shop import write_images
 
 torch.set_num_threads(1)
 WIDTHS = ((4, 6), (6, 8), (8, 10, 12), (12, 16))
@@ -151,37 +150,24 @@ def test_it_needs_a_latency_budget():
 # --- the commands
 
 
-CLASSES = ("dark", "grey", "light")
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """Images, a space, a latency table made up from multiply-adds, and V2's table of another space."""
-    folder, rng = tmp_path_factory.mktemp("slimming"), np.random.default_rng(0)
-    for i in range(60):
-        place = folder / "data" / CLASSES[i % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.normal(60 + 70 * (i % 3), 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(place / f"{i:02}.png")
+    folder = tmp_path_factory.mktemp("slimming")
+    write_images(folder / "data", 60)
     (folder / "space.yaml").write_text(metapaths.YAML)
     entries = {key: Entry(1e-5 * block.macs()) for key, block in space_blocks(TINY, 3).items()}
     LatencyTable(entries, 0.01, 1.0, Reference("r", 1.0), TINY.name, 3, TINY.resolution).save(folder / "table.json")
     known = ("--data", folder / "data", "--space", folder / "space.yaml", "--epochs", 3, "--batch-size", 8)
-    command("supernet", *known, "--out", folder / "supernet")
+    ask("supernet", *known, "--out", folder / "supernet").succeeds()
     return folder
 
 
-def command(*arguments, code=0):
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    assert stop.value.code == code
-
-
-def test_from_images_to_an_exported_network(shop, tmp_path, capfd):
+def test_from_images_to_an_exported_network(shop, tmp_path, cli):
     out = tmp_path / "search"
     table = ("--latency", shop / "table.json", "--max-latency", "55%")
     method = ("--method", "v1-slimming")
-    command("search", "--supernet", shop / "supernet", *table, *method, "--out", out, "--calibration", 16)
+    cli("search", "--supernet", shop / "supernet", *table, *method, "--out", out, "--calibration", 16).succeeds()
     lines, net = Lines.read(out / "search.jsonl"), load_supernet(shop / "supernet")[0]
     assert lines[0]["walk"]["method"] == "v1-slimming"
     assert lines[0]["walk"]["importances"] == [list(stage) for stage in net.importances()]
@@ -198,19 +184,18 @@ def test_from_images_to_an_exported_network(shop, tmp_path, capfd):
     text = (out / "search.jsonl").read_text()
     (out / "search.jsonl").write_text(text[: len(text) // 2])
     (out / "architecture.json").unlink()
-    command("search", "--supernet", shop / "supernet", *table, *method, "--out", out, "--calibration", 16)
+    cli("search", "--supernet", shop / "supernet", *table, *method, "--out", out, "--calibration", 16).succeeds()
     assert (out / "search.jsonl").read_text() == text
     assert Architecture.load(out / "architecture.json") == found
 
     trained = tmp_path / "trained"
     common = ("--architecture", out, "--init", out, "--data", shop / "data", "--epochs", 1, "--batch-size", 8)
-    command("train", *common, "--out", trained)
-    command("train", *common, "--shrink", 1, "--out", tmp_path / "shrunk")
-    command("export", "--checkpoint", trained, "--format", "onnx", "--out", tmp_path / "model.onnx")
+    cli("train", *common, "--out", trained).succeeds()
+    cli("train", *common, "--shrink", 1, "--out", tmp_path / "shrunk").succeeds()
+    cli("export", "--checkpoint", trained, "--format", "onnx", "--out", tmp_path / "model.onnx").succeeds()
     assert (tmp_path / "model.onnx").stat().st_size > 0
     model = create_model(found, 3, distilled=False)
     load_checkpoint(model, trained / "model.safetensors")
-    capfd.readouterr()
 
 
 def test_the_supernets_run(shop):
@@ -240,12 +225,10 @@ def test_the_supernets_run(shop):
         (["--alpha-rate", "0"], "must be above zero"),
     ],
 )
-def test_bad_options_of_a_supernet(shop, tmp_path, capfd, arguments, words):
+def test_bad_options_of_a_supernet(shop, tmp_path, cli, arguments, words):
     space = [] if "--space" in arguments else ["--space", shop / "space.yaml"]
-    command("supernet", "--data", shop / "data", *space, *arguments, "--out", tmp_path / "run", code=2)
-    error = capfd.readouterr().err.strip()
-    assert words in error
-    assert "\n" not in error
+    answer = cli("supernet", "--data", shop / "data", *space, *arguments, "--out", tmp_path / "run")
+    answer.fails(2, words, alone=True)
 
 
 @pytest.mark.parametrize(
@@ -259,10 +242,10 @@ def test_bad_options_of_a_supernet(shop, tmp_path, capfd, arguments, words):
         ),
     ],
 )
-def test_bad_options_of_a_search(shop, tmp_path, capfd, arguments, words):
+def test_bad_options_of_a_search(shop, tmp_path, cli, arguments, words):
     known = ("--supernet", shop / "supernet", "--latency", shop / "table.json", "--out", tmp_path / "run")
-    command("search", *known, "--method", "v1-slimming", *arguments, code=2)  # of an option given twice the last counts
-    assert words in capfd.readouterr().err
+    answer = cli("search", *known, "--method", "v1-slimming", *arguments)  # of an option given twice the last counts
+    answer.fails(2, words)
 
 
 def test_it_needs_a_supernet_of_v1():
@@ -274,9 +257,9 @@ def test_it_needs_a_supernet_of_v1():
 @pytest.mark.parametrize(
     "method", [["joint"], ["v1-scale"], ["random", "--evaluations", 20], ["evolution", "--evaluations", 40]]
 )
-def test_other_searches_of_v1s_space(shop, tmp_path, capfd, method):
+def test_other_searches_of_v1s_space(shop, tmp_path, cli, method):
     """Their moves are V1's blocks and widths."""
     known = ("--supernet", shop / "supernet", "--latency", shop / "table.json", "--out", tmp_path / "run")
-    command("search", *known, "--max-latency", "60%", "--json", "--calibration", 16, "--method", *method)
-    found = json.loads(capfd.readouterr().out)
+    answer = cli("search", *known, "--max-latency", "60%", "--json", "--calibration", 16, "--method", *method)
+    found = answer.json()
     assert TINY.contains(Architecture.from_dict(found["architecture"]))

@@ -1,6 +1,5 @@
 """The command `supernet`: what it says of the space and of its norms, its options, and their refusals."""
 
-import json
 import re
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 
 from pocketformer import SearchSpace
 from pocketformer.architecture.results import space_costs
-from pocketformer.cli.main import main
 from pocketformer.files import Lines
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.runs import read_config
@@ -23,15 +21,11 @@ def shop(tmp_path_factory):
 
 
 @pytest.fixture
-def supernet(shop, capfd):
-    """Runs the command; returns its exit code and what it printed on stdout and stderr."""
-
+def supernet(shop, cli):
     def run(out, *arguments):
-        common = ["supernet", "--data", shop / "data", "--space", shop / "space.yaml", "--epochs", 2]
+        common = ("--data", shop / "data", "--space", shop / "space.yaml", "--epochs", 2, "--batch-size", 8)
         arguments = [str(a).format(table=shop / "table.json") for a in arguments]
-        with pytest.raises(SystemExit) as stop:
-            main([*map(str, common), "--batch-size", "8", "--out", str(out), *arguments])
-        return stop.value.code, *capfd.readouterr()
+        return cli("supernet", *common, "--out", out, *arguments)
 
     return run
 
@@ -41,9 +35,7 @@ NEAR = ["--sampling", "latency", "--latency", "{table}", "--max-latency", "60%",
 
 def test_it_says_what_the_space_holds_and_what_norms_are_worth(supernet, shop, tmp_path):
     out = tmp_path / "run"
-    code, text, error = supernet(out, *NEAR, "--json")
-    assert code == 0, error
-    found, space = json.loads(text), SearchSpace.load(shop / "space.yaml")
+    found, space = supernet(out, *NEAR, "--json").json(), SearchSpace.load(shop / "space.yaml")
     assert space.design.activation == ("relu", "relu", "gelu", "gelu")
     for name, member in (("largest", space.largest), ("smallest", space.smallest)):
         macs = member.macs(num_classes=3, distilled=False)
@@ -64,22 +56,20 @@ def test_it_says_what_the_space_holds_and_what_norms_are_worth(supernet, shop, t
     assert load_supernet(out)[0].space == space
 
     steps = len(Lines.read(out / "work.jsonl"))
-    code, text, _ = supernet(out, *NEAR)  # found done: it tells the same
-    assert code == 0
+    text = supernet(out, *NEAR).succeeds().out  # found done: it tells the same
     assert "random subnet: on search" in text
     assert f"largest subnet: {found['largest']['parameters']:,} parameters" in text
     assert re.search(
         r"on search \(\d+ images, 95 % interval\) .*% with the norms' running statistics, .*re-calibrated", text
     )
     assert len(Lines.read(out / "work.jsonl")) == steps
-    code, _, error = supernet(out, "--sampling", "uniform", "--plain")
-    assert code == 2
-    assert "holds another run (compute was" in error
+    supernet(out, "--sampling", "uniform", "--plain").fails(
+        2, "holds another run (compute checkpointing was true, now false)"
+    )
 
 
 def test_uniform_sampling(supernet, tmp_path):
-    code, _, error = supernet(tmp_path / "run", "--sampling", "uniform", "--plain")
-    assert code == 0, error
+    supernet(tmp_path / "run", "--sampling", "uniform", "--plain").succeeds()
     names = {f"loss_random_{i}" for i in range(1, 5)}
     assert names < Lines.read(tmp_path / "run" / "metrics.jsonl")[0].keys()
 
@@ -91,8 +81,7 @@ def test_a_teacher(supernet, tmp_path, monkeypatch):
     teacher = timm.create_model("test_resnet", num_classes=3)
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     text = f"test_resnet={tmp_path / 'teacher.pth'}"
-    code, _, error = supernet(tmp_path / "run", "--teacher", text, "--distillation", "soft")
-    assert code == 0, error
+    supernet(tmp_path / "run", "--teacher", text, "--distillation", "soft").succeeds()
     settings = read_config(tmp_path / "run")["settings"]
     assert (settings["teacher"], settings["distillation"], settings["plain"]) == (text, "soft", False)
 
@@ -113,14 +102,11 @@ def test_a_teacher(supernet, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_told_in_one_line(supernet, arguments, words, tmp_path):
-    code, text, error = supernet(tmp_path / "run", *arguments)
-    told = [line for line in error.splitlines() if line.startswith("pocketformer: ")]
-    assert (code, text, len(told)) == (2, "", 1)
-    assert words in told[0]
+    supernet(tmp_path / "run", *arguments).fails(2, words)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_papers_space_stands_beside_the_papers_figures(capfd):
+def test_the_papers_space_stands_beside_the_papers_figures(cli):
     space = SearchSpace.named("efficientformerv2")
     found = space_costs(space)
     assert found["paper"] == {"parameters": 37_100_000, "macs": 3_570_000_000}
@@ -128,6 +114,4 @@ def test_the_papers_space_stands_beside_the_papers_figures(capfd):
     assert round(found["largest"]["macs"] / 1e9, 3) == 3.435
     assert "paper" in space_costs(SearchSpace.from_dict({**space.to_dict(), "name": "mine"}))
     assert "paper" not in space_costs(SearchSpace.named("pocket64"))
-    with pytest.raises(SystemExit):
-        main(["models"])
-    assert "37.1 M, 3.57 GMACs" in capfd.readouterr().out
+    assert "37.1 M, 3.57 GMACs" in cli("models").succeeds().out
