@@ -29,7 +29,7 @@ from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable
 from pocketformer.errors import WorkError
 from pocketformer.pipelines.costs import CostModel
-from pocketformer.pipelines.methods import METHODS, PROPOSING, Asked
+from pocketformer.pipelines.methods import METHODS, PROPOSING, SEEDED, Asked
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget
@@ -42,7 +42,6 @@ from pocketformer.training.evaluation import evaluate, recalibrate
 
 BENCHMARKS = Path(__file__).parent
 RESULTS = BENCHMARKS / "results" / "alternatives.json"
-SEEDED = ("random", "evolution", "nsga2")
 SLIMMING = tuple(name for name in METHODS if name not in PROPOSING and name != "v1-slimming")
 
 
@@ -56,6 +55,9 @@ class Comparison:
         self.net = Supernet(space, len(self.data.classes), distilled=False).to(memory_format=torch.channels_last)
         checkpoint.load_weights(self.net, args.supernet)
         self.costs = CostModel(LatencyTable.load(args.latency), len(self.data.classes))
+        given = {"supernet": files.digest(args.supernet), "latency table": files.digest(args.latency)}
+        if self.own.setdefault("digests", given) != given:
+            raise SystemExit(f"{RESULTS}: its runs of {args.set} are on another supernet, or with another table")
 
     def run(self) -> None:
         for share in self.args.budgets:
@@ -102,6 +104,7 @@ class Comparison:
         return {
             "status": status,
             "holds": target.met(found.costs),
+            "used": round(max(target.usage(found.costs).values()), 3),
             "search": found.score.accuracy,
             "test": evaluate(model.eval(), self.data.test, model.resolution).accuracy,
             "latency": found.costs["latency"],
@@ -122,7 +125,7 @@ class Comparison:
         args = self.args
         self.own["about"] = {
             "command": f"python benchmarks/alternatives.py run --set {args.set} --data {args.data.name} "
-            f"--latency {args.latency.name} --budgets {' '.join(f'{b:g}' for b in args.budgets)}",
+            f"--latency {args.latency.name} --supernet SUPERNET --budgets {' '.join(f'{b:g}' for b in args.budgets)}",
             "machine": f"{platform.machine()}, {os.cpu_count()} processors",
             "threads": args.threads,
             "versions": versions(),
@@ -142,12 +145,12 @@ def plot(name: str) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, (metric, title) in zip(axes, (("mes", "MES"), ("latency", "latency by the table, ms")), strict=True):
         for method, colour in zip(METHODS, pyplot.cm.tab10.colors, strict=False):
-            ends = [run for key, run in runs.items() if key.split(", ")[1] == method and "search" in run]
+            ends = [run for key, run in runs.items() if key.split(", ")[1] == method and run.get("holds")]
             for run in ends if method in SLIMMING else ():
                 states = run["states"]
                 axis.plot([s[metric] for s in states], [s["search"] for s in states], color=colour, alpha=0.5, lw=1)
             axis.scatter([r[metric] for r in ends], [r["search"] for r in ends], color=colour, s=22, label=method)
-        axis.set(xlabel=title, ylabel="accuracy on search, supernet's weights", xscale="log")
+        axis.set(xlabel=title, ylabel="accuracy on search, norms of 128 images", xscale="log")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     target = BENCHMARKS.parent / "docs" / "figures" / f"methods_{name}.svg"

@@ -80,6 +80,7 @@ def ledger(args: argparse.Namespace) -> dict:
         * one
         / (supernet + PAPER["networks searched"] * (search + network["seconds"])),
         "candidates that cost as much as ours": ours / one,
+        "candidates as good as ours (at least, if no mean best is) / ours": (enough or [len(after)])[0] * one / ours,
     }
     return {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},

@@ -2,13 +2,15 @@
 
 import itertools
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from pocketformer.architecture import SearchSpace, Selection
 from pocketformer.errors import UserError, WorkError
 from pocketformer.files import Lines
-from pocketformer.pipelines.methods import Asked
+from pocketformer.pipelines.methods import SEEDED, Asked
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.runs import Ledger
 from pocketformer.search import Objective, Score, Walk
@@ -89,14 +91,54 @@ def test_random_draws_every_member_of_the_window_and_finds_its_best(tmp_path, se
 
 
 @pytest.mark.parametrize("name", PROPOSING)
+def test_a_budget_that_another_one_overrules(tmp_path, name):
+    """Half of the parameters hold the latency far below its budget: what uses most of the parameters is proposed."""
+    made_up = MadeUp(1, coarse=False, bumpy=False)
+    whole = made_up.costs(TOY.whole)
+    budgets = {"latency": 0.99 * whole["latency"], "size": 0.5 * whole["size"]}
+    assert not inside(Objective(budgets), made_up)
+    method = PROPOSING[name](40)
+    trajectory = search(tmp_path, method, budgets=budgets)
+    assert trajectory.objective.met(trajectory.here().costs)
+    if name == "random":
+        proposed = [line for line in trajectory.lines if line["type"] == "evaluated"]
+        assert all(0.9 <= line["parameters"] / budgets["size"] <= 1 for line in proposed)
+
+
+def test_where_the_uniform_law_never_comes_paths_do(monkeypatch):
+    """Nine tenths of the largest's multiply-adds: of ten thousand draws by the law not one has as many."""
+    space = SearchSpace.named("pocket28")
+
+    def costs(selection):
+        return {"macs": selection.architecture.macs(10, False)}
+
+    objective = Objective({"macs": 0.95 * costs(space.whole)["macs"]})
+    drawn = list(itertools.islice(Window(objective).draws(space, costs, random.Random(0)), 20))
+    assert len(set(drawn)) == 20
+    assert all(Window(objective).holds(costs(selection)) for selection in drawn)
+
+
+def test_over_budget_is_not_scored(tmp_path):
+    """The costs are known before: NSGA-II's evaluations go to networks that hold the budgets."""
+    counting = Counting(MadeUp(1, coarse=False, bumpy=False))
+    trajectory = search(tmp_path, Nsga2(200, 3, population=10), evaluator=counting)
+    assert trajectory.status in ("all evaluations made", "no further subnet to propose")
+    assert len(counting.scored) > 50
+    assert all(trajectory.objective.met(trajectory.costs(s)) for s in counting.scored[1:])
+
+
+@pytest.mark.parametrize("name", PROPOSING)
 def test_evaluations_are_counted_by_the_evaluator(tmp_path, name):
     """As many as the joint search, to the last one, and no subnet twice."""
     joint = Counting(MadeUp(1, coarse=False, bumpy=False))
     lines = search(tmp_path / "joint", Walk(), evaluator=joint).lines
     assert evaluations(lines) == len(joint.scored)
     counting = Counting(MadeUp(1, coarse=False, bumpy=False))
-    asked = Asked(name, evaluations=str(tmp_path / "joint"), seed=5)
-    trajectory = search(tmp_path / name, asked.of(None, None), evaluator=counting)
+    asked = Asked(name, evaluations=str(tmp_path / "joint"), seed=5 if name in SEEDED else 0)
+    method = asked.of(SimpleNamespace(space=TOY), None)
+    if hasattr(method, "population"):  # so that it comes to children, and to later generations
+        method = replace(method, population=8, **({"tournament": 4} if name == "evolution" else {}))
+    trajectory = search(tmp_path / name, method, evaluator=counting)
     assert len(set(counting.scored)) == len(counting.scored) == evaluations(trajectory.lines)
     if name == "uniform":  # it has no more scalings than it has
         assert trajectory.status == "no further subnet to propose"

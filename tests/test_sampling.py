@@ -9,8 +9,9 @@ import pytest
 
 from pocketformer import SearchSpace
 from pocketformer.architecture import Design, Selection, StageSpace
+from pocketformer.architecture.paths import path
 from pocketformer.errors import UserError
-from pocketformer.supernet.sampling import NEAR, LatencyAware, Sandwich, Uniform, path
+from pocketformer.supernet.sampling import NEAR, LatencyAware, Sandwich, Uniform
 
 DESIGN = Design(resolution=16, stage_strides=(2,), downsampling=("conv",), attention_strides=(1, 1))
 TOY = SearchSpace("toy", (StageSpace(1, (4, 8)), StageSpace(2, (8, 16), True)), (1, 2), DESIGN)

@@ -75,7 +75,7 @@ def search(
             help="Subnets that random, uniform, evolution or nsga2 may score; of a finished search: as many as it did.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="What those methods draw by.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="What random, evolution and nsga2 draw by.")] = 0,
     regrow: Annotated[
         bool,
         typer.Option(
@@ -101,12 +101,12 @@ def search(
     workers: options.Workers = 2,
     json: options.Json = False,
 ) -> None:
-    """Search a trained supernet under budgets, also under `torchrun`.
+    """Search a trained supernet under budgets.
 
     The fine-grained joint search on size and speed (Algorithm 1 of EfficientFormerV2). Give --supernet,
     --latency, --out and at least one budget; all budgets given must hold. Writes architecture.json (the
     network found, for `train`), search.jsonl (every action that was evaluated) and front/ (the architecture
-    after each step).
+    after each step). Also under `torchrun`.
 
     With --pick nothing is searched: the most accurate state of a finished search that meets the budgets is
     printed, with the path of its architecture.
@@ -139,8 +139,10 @@ def search(
             "--method": method != "joint",
             "--evaluations": evaluations,
             "--regrow": regrow,
+            "--seed": seed,
             "--beam": beam != 1,
             "--race": race,
+            "--calibration": calibration != 128,
         }
         if extra := [name for name, given in asked_too.items() if given]:
             raise UserError(f"--pick chooses on a finished search: leave out {', '.join(extra)}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketformer import files
+from pocketformer.architecture import NAMES, Architecture, SearchSpace
 from pocketformer.errors import UserError
 from pocketformer.search import Objective, Walk
 from pocketformer.search.alternatives import Evolution, Nsga2, Pruning, RandomSearch, Uniform, V1Scale, V1Slimming
@@ -14,6 +15,7 @@ from pocketformer.supernet import MetaPathSupernet, Supernet
 from pocketformer.supernet.magnitude import cut_magnitude
 
 PROPOSING = {method.name: method for method in (RandomSearch, Uniform, Evolution, Nsga2)}
+SEEDED = ("random", "evolution", "nsga2")
 METHODS = ("joint", *PROPOSING, "pruning", "v1-scale", "v1-slimming")
 OF_V1 = ("joint", "random", "evolution", "v1-scale", "v1-slimming")  # that know which networks are EfficientFormers
 
@@ -39,6 +41,8 @@ class Asked:
                 f"--method {self.name} needs --evaluations: a number of subnets, or the folder of a finished search, "
                 "for as many as that scored"
             )
+        if self.name not in SEEDED and self.seed:
+            raise UserError(f"--seed is for --method {', '.join(SEEDED)}: {self.name} draws nothing")
         if self.name not in PROPOSING and self.evaluations is not None:
             raise UserError(f"--evaluations is for --method {', '.join(PROPOSING)}: {self.name} ends by itself")
 
@@ -51,6 +55,8 @@ class Asked:
         if self.name == "v1-slimming" and not of_v1:
             name = supernet.space.name
             raise UserError(f"--method v1-slimming needs a supernet of EfficientFormers (V1), not of {name}")
+        if self.name == "uniform":
+            return Uniform(_count(self.evaluations), shape=published_shape(supernet.space))
         if self.name in PROPOSING:
             return PROPOSING[self.name](_count(self.evaluations), self.seed)
         if self.name == "joint":
@@ -66,6 +72,12 @@ class Asked:
             case "v1-scale":
                 return V1Scale()
         return V1Slimming(supernet.importances())
+
+
+def published_shape(space: SearchSpace) -> Architecture | None:
+    """The largest published network among a space's members, if there is any."""
+    published = [shape for shape in map(Architecture.named, NAMES) if space.contains(shape)]
+    return max(published, key=lambda shape: shape.parameters(), default=None)
 
 
 def _count(evaluations_: str) -> int:

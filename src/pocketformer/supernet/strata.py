@@ -6,8 +6,8 @@ from itertools import pairwise
 from random import Random
 
 from pocketformer.architecture import Architecture, SearchSpace, Selection
+from pocketformer.architecture.paths import near
 from pocketformer.errors import UserError
-from pocketformer.supernet.sampling import near
 
 Stratum = tuple[float, float]  # fewest and most parameters
 _TRIES = 200  # draws for each member that is wanted: by the uniform law, and then along paths
@@ -48,7 +48,7 @@ def members_of(
         for _ in range(_TRIES * each):
             if len(place) == each:
                 break
-            take(near(space, parameters, rng.uniform(low, high), rng)[1])
+            take(near(space, lambda s: parameters(s.architecture), rng.uniform(low, high), rng)[1])
         if len(place) < each:
             raise UserError(
                 f"space {space.name}: {len(place)} of {each} members were found from {math.ceil(low):,} to "

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pocketformer.search.joint import Score
 if TYPE_CHECKING:
     import numpy as np
 
+_UNSCORED = Score(0.0, 0.0)  # of a network over budget, whose accuracy decides nothing
 _IDLE_GENERATIONS = 50  # that propose nothing new: the population has converged
 
 
@@ -21,18 +23,25 @@ _IDLE_GENERATIONS = 50  # that propose nothing new: the population has converged
 class Nsga2(Proposing):
     """A population of `population` genomes, drawn as random search draws, with pymoo's operators for whole numbers.
     Objectives: the error on search (ties by loss) and each budgeted cost's share of its budget. Budgets are
-    constraints: a network over budget may be proposed, but ranks behind all that hold them."""
+    constraints: a network over budget ranks behind all that hold them, by how far it is over, and is not scored."""
 
     population: int = 32
 
     name, how = "nsga2", "individual"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if find_spec("pymoo") is None:
+            raise UserError("--method nsga2 needs pymoo: pip install 'pocketformer[search]'")
+
     def propose(self, problem: Problem) -> Proposals:
         algorithm, evaluate = self._begun(problem)
-        genes, seen, idle = Genes(problem.space), {}, 0
+        genes, idle = Genes(problem.space), 0
+        seen: dict[Selection, Score] = {}
         while idle < _IDLE_GENERATIONS:
             offspring = algorithm.ask()
             members = [genes.selection(row) for row in offspring.get("X")]
+            seen |= {s: _UNSCORED for s in members if not problem.fits(s)}
             new = list(dict.fromkeys(s for s in members if s not in seen))
             if new:
                 seen.update(zip(new, (yield new), strict=True))
@@ -41,17 +50,15 @@ class Nsga2(Proposing):
             algorithm.tell(infills=offspring)
 
     def _begun(self, problem: Problem):
-        try:
-            import numpy as np
-            from pymoo.algorithms.moo.nsga2 import NSGA2
-            from pymoo.core.evaluator import Evaluator
-            from pymoo.core.problem import Problem as Described
-            from pymoo.operators.crossover.sbx import SBX
-            from pymoo.operators.mutation.pm import PM
-            from pymoo.operators.repair.rounding import RoundingRepair
-            from pymoo.problems.static import StaticProblem
-        except ModuleNotFoundError:
-            raise UserError("--method nsga2 needs pymoo: pip install 'pocketformer[search]'") from None
+        import numpy as np
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.evaluator import Evaluator
+        from pymoo.core.problem import Problem as Described
+        from pymoo.operators.crossover.sbx import SBX
+        from pymoo.operators.mutation.pm import PM
+        from pymoo.operators.repair.rounding import RoundingRepair
+        from pymoo.problems.static import StaticProblem
+
         genes, objective = Genes(problem.space), problem.objective
         count, floor = len(objective.budgets), objective.min_mes is not None
         described = Described(

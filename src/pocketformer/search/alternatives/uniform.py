@@ -13,8 +13,8 @@ _FACTORS = tuple(i / 20 for i in range(1, 21))
 
 @dataclass(frozen=True)
 class Uniform(Proposing):
-    """Of the scalings inside the window those that use most of the budget come first, as far as the evaluations
-    reach. `shape` is what is scaled; None: the space's largest member."""
+    """Of the scalings inside the window (where there are none, of all that hold the budgets) those that use most of the
+    budget come first, as far as the evaluations reach. `shape` is what is scaled; None: the space's largest member."""
 
     shape: Architecture | None = None
 
@@ -22,7 +22,11 @@ class Uniform(Proposing):
 
     def propose(self, problem: Problem) -> Proposals:
         shape, window = self.shape or problem.space.largest, Window(problem.objective)
-        fitting = [s for s in scalings(problem.space, shape) if window.holds(problem.costs(s))]
+        scaled = list(scalings(problem.space, shape))
+        fitting = [s for s in scaled if window.holds(problem.costs(s))]
+        if not fitting:  # another budget binds, or none of the few scalings comes near: those that fit at all
+            window = Window(problem.objective, 0.0, any=True)
+            fitting = [s for s in scaled if window.holds(problem.costs(s))]
         fitting.sort(key=lambda s: -window.used(problem.costs(s)) if problem.objective.budgets else 0)
         for i in range(0, len(fitting), TOGETHER):
             yield fitting[i : i + TOGETHER]
