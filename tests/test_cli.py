@@ -163,7 +163,7 @@ MISTAKES = {
     "alpha of energy in design": ([*BUDGET, "--alpha", "energy=1"], "energy", "memory"),
     "unknown form": ([*SEARCH_HALF, "--form", "log"], "log", "budget, paper"),
     "macs": ([*SEARCH, "--max-macs", "3MB"], "--max-macs", "0.4G"),
-    "energy of nothing": ([*SEARCH, "--max-energy", "2mJ"], "'energy'", "macs"),
+    "energy of nothing": ([*SEARCH, "--max-energy", "2mJ"], "--max-energy 2mJ", "give --energy"),
     "energy in ms": ([*SEARCH_HALF, "--energy", "2W", "--max-energy", "2ms"], "--max-energy", "500uJ"),
     "no power": ([*SEARCH_HALF, "--energy", "0W"], "--energy 0W", "above zero"),
     "power of no device": ([*SEARCH_HALF, "--energy", "phone=2W"], "--energy 2W"),

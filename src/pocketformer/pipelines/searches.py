@@ -74,7 +74,7 @@ def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
         name = energy.device if energy.device is not None else next(iter(tables))
         if "" in tables and name:
             raise UserError(
-                f"--energy {name}={energy.watts:g}W: --latency names no device, so that the watts need none"
+                f"--energy {name}={energy.watts:g}W: --latency names no device; give --energy {energy.watts:g}W"
             )
         if name not in tables or (energy.device is None and len(tables) > 1):
             raise UserError(f"--energy {energy.watts:g}W needs its device: {', '.join(f'{n}=…' for n in tables if n)}")
