@@ -3,7 +3,7 @@
     python benchmarks/detection.py --data coco_cc_free.zip
 
 The set (33 images to train on, 27 of val, COCO's 80 categories; a `.zip`, or a folder) is far too small to rank
-anything: the detector learns its images by heart, and AP on val says nothing of the backbone. What is shown: the loss
+anything: AP on val says nothing of the backbone. What is shown: the loss
 of each epoch; COCO's twelve figures on both splits by faster-coco-eval, beside pycocotools' on the same predictions;
 and what is found in some images of train, drawn.png in --work, where finished trainings are kept and taken up again.
 

@@ -86,6 +86,9 @@ def test_boxes_and_masks_follow_the_image(folder):
             rows, columns = torch.nonzero(mask.any(1)).ravel(), torch.nonzero(mask.any(0)).ravel()
             extent = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
             assert torch.allclose(box, extent.float(), atol=1.6)
+        for image, own in zip(x, targets.by_image(), strict=True):  # discs are red, boxes green, wedges blue
+            for label, mask in zip(own["labels"], own["masks"], strict=True):
+                assert image[:, mask.bool()].mean(1).argmax() == label - 1
         for image, (height, width) in zip(x, targets.sizes, strict=True):
             assert not image[:, height:].any()
             assert not image[:, :, width:].any()

@@ -323,6 +323,12 @@ def test_mistakes_are_told_in_one_line(place, trained, run, tmp_path, monkeypatc
     answer = run("predict", "--checkpoint", folder, "--out", tmp_path / "p", tmp_path / "text.png")
     answer.fails(2, "cannot be read as an image (not an image)")
     run("export", "--checkpoint", folder, "--data", place / "data", "--out", tmp_path / "a.pt").fails(2, ".onnx")
+    shutil.copytree(place / "data/val", tmp_path / "own")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()}
+    run("predict", "--checkpoint", folder, "--out", tmp_path / "own", tmp_path / "own").fails(2, "is the folder of the")
+    one = sorted((tmp_path / "own").iterdir())[0]
+    run("predict", "--checkpoint", folder, "--out", tmp_path / "own", one).fails(2, one.name, "to be looked at")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()}
     (tmp_path / "none").mkdir()
     run("export", "--checkpoint", folder, "--data", tmp_path / "none", "--out", tmp_path / "a.onnx").fails(
         2, "no images"

@@ -21,9 +21,12 @@ from pocketformer.dense.detection.heads import Heads
 from pocketformer.dense.detection.instances import Instances
 from pocketformer.dense.detection.parts import Anchors, RoIAlign
 from pocketformer.dense.detection.presets import PRESETS
+from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.errors import UserError
 from pocketformer.models import create_model
+from pocketformer.training.compute import Compute
 from pocketformer.training.pixels import OURS
+from pocketformer.training.state import TrainingState
 from shapes import architecture
 
 torch.set_num_threads(1)
@@ -124,6 +127,34 @@ def test_both_families_and_copies_of_them(name):
     with torch.no_grad():
         a, b = model.eval().pyramid(images), twin.eval().to(memory_format=torch.channels_last).pyramid(images)
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+
+
+def test_every_weight_decays_and_frozen_ones_are_not_given_to_the_optimiser():
+    """As published: on norms, biases and layer scales too."""
+    model, recipe = detector(frozen=True), DenseRecipe.detection()
+    state = TrainingState(model, recipe, Compute(), 10)
+    assert {group["weight_decay"] for group in state.optimiser.param_groups} == {0.05}
+    given = sum(len(group["params"]) for group in state.optimiser.param_groups)
+    assert given == sum(p.requires_grad for p in model.parameters()) < sum(1 for _ in model.parameters())
+
+
+def test_rates_are_torchs_after_the_warm_up():
+    """Steps down behind epochs 8 and 11, and poly decay, against torch's own schedulers, 7 steps an epoch."""
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    steps = replace(DenseRecipe.detection(), learning_rate=0.1, warmup_steps=10)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [8 * 7, 11 * 7])
+    assert_rates(steps, schedule, 84)
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    poly = replace(DenseRecipe.segmentation(), learning_rate=0.1, warmup_steps=0, min_lr=0.0)
+    assert_rates(poly, torch.optim.lr_scheduler.PolynomialLR(optimiser, 84, poly.power), 84)
+
+
+def assert_rates(recipe, schedule, steps):
+    for step in range(steps):
+        warm = min(1, (step + 1) / max(recipe.warmup_steps, 1))
+        assert recipe.rate(step, steps, 7, recipe.batch_size) == pytest.approx(warm * schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
 
 
 def test_in_bfloat16_boxes_stay_exact(folder):

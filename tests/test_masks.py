@@ -155,11 +155,14 @@ def turned(folder):
     ],
     ids=["masks", "empty", "images", "sizes", "exif", "labels", "colour", "damaged", "layout", "names"],
 )
-def test_bad_input_is_told_in_one_line_before_anything_begins(spoil, words, tmp_path):
+def test_bad_input_is_told_in_one_line_a_kind_before_anything_begins(spoil, words, tmp_path, capsys):
     settings = asked("efficientformerv2_s0", bad_folder(tmp_path / "data", spoil), small())
     with pytest.raises(UserError) as error:
         train_segmenter(settings, tmp_path / "run")
-    assert words in str(error.value)
+    told = [*capsys.readouterr().err.splitlines(), str(error.value)]
+    assert sum(words in line for line in told) == 1
+    if len([line for line in told if "…" not in line and "done in" not in line]) > 1:
+        assert "kinds cannot be used, named above" in told[-1]
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -227,11 +230,12 @@ def test_few_crops_are_of_one_class_alone(tmp_path):
     classes = np.zeros((64, 80), np.int16)
     classes[:, 60:] = 1  # most places show class 0 alone
     image, mixed = Image.new("RGB", (80, 64)), 0
-    for _ in range(60):
+    seed_sample(0, 0, 0, 0)
+    for _ in range(600):
         _, target = found.sample(image, classes)
         counts = target[target >= 0].bincount()
         mixed += counts.max() < 0.75 * counts.sum()
-    assert mixed > 45  # without trying again about a quarter
+    assert mixed > 450  # without trying again about a quarter
 
 
 def test_scales():

@@ -92,8 +92,8 @@ def train(
     """Train a segmenter, also under `torchrun`.
 
     All masks are looked at first. The weights that do best on val after an epoch are kept and judged on test
-    (without test on val). FOLDER gets model.safetensors, architecture.json, config.json, results.json,
-    metrics.jsonl and tensorboard/.
+    (without test the last ones are, on val). FOLDER gets model.safetensors, architecture.json, config.json,
+    results.json, metrics.jsonl and tensorboard/.
 
     \b
     Examples:

@@ -44,6 +44,8 @@ def _read(init: str, architecture: Architecture) -> Weights:
     if is_weights_alone(folder):
         return weights.read(folder)
     config = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
+    if config.is_file() and (task := files.read_json(config).get("task")):
+        raise UserError(f"--init {init} is a model for {task}; give the network that it began with, or its weights")
     if config.is_file() and "space" in files.read_json(config):
         supernet, _ = load_supernet(folder)
         return _weights(supernet.extract(supernet.select(architecture)))

@@ -85,6 +85,10 @@ def _open(settings: DetectSettings) -> tuple[CocoSet, CocoSet]:
         found = Reader(None if settings.masks else False, skip, settings.workers)(*places[0])
         val = Reader(None if found.masks else False, skip, settings.workers)(*places[1])
         check_classes(found, val)
+        if not any(picture.things for picture in val.pictures):
+            raise UserError(f"{val.source}: no image has an object, so that nothing could be judged")
+        if found.masks and not val.masks:
+            raise UserError(f"{val.source} has no masks, but train has: give some, or learn boxes alone (--no-masks)")
         both = found, val
     return ranks.from_first(both)
 

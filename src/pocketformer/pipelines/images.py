@@ -1,6 +1,6 @@
 """Reading the images of a job, with progress and notes for the person; and single ones that a person names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -80,6 +80,19 @@ def find_images(names: Sequence[str]) -> dict[str, Path]:
         if found.setdefault(path.stem, path) != path:
             raise UserError(f"{found[path.stem]} and {path} would be written under the same name: predict them apart")
     return found
+
+
+def check_results(paths: Iterable[Path], results: Iterable[str], asked: Sequence[str], out: Path) -> None:
+    """Raises `UserError` where results would take the place of the images at `paths`, or lie in a folder that is `asked`
+    for, so that they would be taken for images the next time."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if any(Path(name).is_dir() and Path(name).resolve() == out.resolve() for name in asked):
+        raise UserError(f"--out {out} is the folder of the images: give another one")
+    images = {path.resolve() for path in paths}
+    for name in results:
+        if (out / name).resolve() in images:
+            raise UserError(f"--out {out}: {name} there is an image that is to be looked at: give another folder")
 
 
 def read_image(path: Path) -> Image.Image:

@@ -10,6 +10,7 @@ from pocketformer.dense.segmentation.folders import find_masks
 from pocketformer.deploy import ExportReport, check_name, export, exporter_of
 from pocketformer.errors import UserError
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter
+from pocketformer.pipelines.segmenting import checked
 from pocketformer.progress import stage
 
 _IMAGES = 4  # to verify on: each gives as many logits as it has pixels and classes
@@ -40,6 +41,8 @@ def _pixels(size: tuple[int, int], seed: int) -> torch.Tensor:
 
 
 def _crops(trained: Trained, size: tuple[int, int], source: str, seed: int) -> torch.Tensor:
-    pairs = find_masks(source, trained.coding).judged
+    data = find_masks(source, trained.coding)
+    pairs = data.judged
+    checked(data, (pairs.name,), 0, classes=len(trained.classes))
     batches = CropBatches(pairs, trained.coding, _IMAGES, size, seed, trained.normalisation)
     return next(iter(batches.steps(0, 1)))[0]

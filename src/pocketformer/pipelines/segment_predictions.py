@@ -8,8 +8,7 @@ import numpy as np
 from pocketformer import files
 from pocketformer.dense.segmentation.drawing import colour_of, label_map, overlay
 from pocketformer.dense.segmentation.evaluation import prepared, segment
-from pocketformer.errors import UserError
-from pocketformer.pipelines.images import find_images, read_image
+from pocketformer.pipelines.images import check_results, find_images, read_image
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter
 from pocketformer.progress import stage
 from pocketformer.training.compute import Compute
@@ -20,8 +19,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: C
     `results.json`, which it returns. A folder stands for the images in it. Raises `UserError` in one line."""
     trained = load_segmenter(checkpoint)
     paths = find_images(images)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
+    check_results(paths.values(), [file for name in paths for file in _written(name).values()], images, out)
     trained.model.to(compute.where)
     found = []
     with stage("predict", len(paths)) as progress, compute.autocast():
@@ -38,6 +36,10 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: C
     return result
 
 
+def _written(name: str) -> dict[str, str]:
+    return {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
+
+
 def _predict(trained: Trained, name: str, path: Path, out: Path) -> dict:
     image = read_image(path)
     least = max(trained.model.backbone.reductions)
@@ -45,7 +47,7 @@ def _predict(trained: Trained, name: str, path: Path, out: Path) -> dict:
         trained.model, prepared(image, trained.size, trained.normalisation, least), (image.height, image.width)
     )
     labels = trained.coding.labels(classes)
-    written = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
+    written = _written(name)
     for what, picture in (("overlay", overlay(image, labels)), ("labels", label_map(labels))):
         with files.whole(out / written[what]) as temporary:
             picture.save(temporary)

@@ -43,8 +43,8 @@ class SegmentSettings(DenseSettings):
 
 
 def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
-    """Trains a segmenter, keeps the weights that do best on val (without val the last ones) and evaluates them on test
-    (without test on val); resumes in the same folder."""
+    """Trains a segmenter, keeps the weights that do best on val and evaluates them on test; without test, what is
+    evaluated chooses nothing: the last weights, on val. Resumes in the same folder."""
     described, recipe = load_architecture(settings.architecture), settings.recipe
     check_folder(out, _COMMAND, settings.to_dict())
     data = find_masks(settings.data, settings.coding, settings.classes)
@@ -52,6 +52,11 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
         say(f"note: {note}")
     census = checked(data, tuple(data.splits), settings.workers, out / "census.json")
     classes = data.classes or _numbered(census.num_classes(settings.coding))
+    if len(classes) < 2:
+        raise UserError(
+            f"{data.source}: there is but one class to tell apart; label {settings.coding.ignore_index} is ignored "
+            "(--ignore-index)"
+        )
     torch.manual_seed(settings.seed)
     model = Segmenter(open_backbone(described, settings.init, recipe), len(classes))
     with Run(out, _COMMAND, settings.to_dict()) as run:
@@ -84,7 +89,7 @@ def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: S
         Share(ranks.rank(), ranks.count()),
         settings.workers,
     )
-    val = data.splits.get("val")
+    val = data.splits.get("val") if "test" in data.splits else None
 
     def score(network: Segmenter) -> float:
         network.eval()

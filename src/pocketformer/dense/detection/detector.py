@@ -91,6 +91,10 @@ class Detector(nn.Module):
         found, more = self.roi_heads(maps, proposals, list(sizes), given)
         return {**losses, **more} if self.training else found
 
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """For an optimiser: one group, with weight decay on norms and vectors too, as published."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.pyramid.backbone.network.set_grad_checkpointing(enable)
 

@@ -3,7 +3,7 @@ names the first three."""
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,12 @@ def read(
     if not kept:
         raise UserError(f"{file}: none of its {len(pictures)} images can be read: the split is empty")
     # Masks whose form is no fault of the file's are still none: then boxes are all that can be learned.
-    return CocoSet(str(file), folder, classes, kept, with_masks, fingerprint(raw, with_masks, sorted(bad)))
+    return CocoSet(str(file), folder, classes, kept, with_masks, fingerprint(raw, with_masks, _sizes(folder, kept)))
+
+
+def _sizes(folder: Path, pictures: Sequence[Picture]) -> list[tuple[str, int]]:
+    """What files are told apart by: names and bytes."""
+    return [(picture.file, (folder / picture.file).stat().st_size) for picture in pictures]
 
 
 def _bytes(file: Path) -> bytes:
@@ -116,11 +121,11 @@ def _is_objects(value: Any) -> bool:
 
 
 def _classes(categories: list[dict], file: Path) -> dict[int, str]:
-    found = {c.get("id"): c.get("name") for c in categories}
+    if any(not _is_whole(c.get("id")) or not isinstance(c.get("name"), str) for c in categories):
+        raise UserError(f"{file}: each category needs a whole number as id, and a name")
+    found = {c["id"]: c["name"] for c in categories}
     if not found or len(found) < len(categories):
         raise UserError(f"{file}: its categories are {'given twice' if found else 'an empty list'}")
-    if any(not _is_whole(number) or not isinstance(name, str) for number, name in found.items()):
-        raise UserError(f"{file}: each category needs a whole number as id, and a name")
     return {number: found[number] for number in sorted(found)}
 
 

@@ -16,6 +16,7 @@ from pocketformer import files
 from pocketformer.dense.segmentation.folders import Folder, Pairs
 from pocketformer.dense.segmentation.labels import Coding, read_mask
 from pocketformer.errors import UserError
+from pocketformer.progress import say
 from pocketformer.training.decoding import why_unreadable
 from pocketformer.training.sources import some
 
@@ -56,10 +57,12 @@ def take_census(
 ) -> Census:
     """Looks at every image and mask of the splits; `progress` gets how many are done; `workers`: threads.
 
-    Raises `UserError` in one line, with the count and the first three, for images or masks that cannot be read, masks
-    of another size than their image, and labels that are no class.
+    Images or masks that cannot be read, masks of another size than their image, and labels that are no class are told
+    in one line a kind and split, with the count and the first three; then `UserError`.
     """
     found: dict[str, Counter] = {}
+    lines: list[str] = []
+    mistakes = 0
     done, digest = 0, hashlib.sha256(repr((folder.classes, folder.coding)).encode())
     for name in splits:
         pairs = folder.splits[name]
@@ -80,8 +83,15 @@ def take_census(
         for kind, names in wrong.items():
             if names:
                 what = _WRONG[kind].format(n=len(names), total=len(pairs), split=name, known=_known(folder))
-                raise UserError(f"{folder.source}: {what}: {some(names)}")
+                lines.append(f"{folder.source}: {what}: {some(names)}")
+                mistakes += len(names)
         found[name] = labels
+    if len(lines) > 1:
+        for line in lines:
+            say(line)
+        raise UserError(f"{folder.source}: {mistakes} files of {len(lines)} kinds cannot be used, named above")
+    if lines:
+        raise UserError(lines[0])
     return Census(found, digest.hexdigest()[:16])
 
 
