@@ -83,8 +83,8 @@ def find_images(names: Sequence[str]) -> dict[str, Path]:
 
 
 def check_results(paths: Iterable[Path], results: Iterable[str], asked: Sequence[str], out: Path) -> None:
-    """Raises `UserError` where results would take the place of the images at `paths`, or lie in a folder that is `asked`
-    for, so that they would be taken for images the next time."""
+    """Raises `UserError` where results would take the place of the images at `paths`, or lie in a folder that is
+    `asked` for, so that they would be taken for images the next time."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     if any(Path(name).is_dir() and Path(name).resolve() == out.resolve() for name in asked):
