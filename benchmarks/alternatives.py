@@ -146,6 +146,8 @@ def plot(name: str) -> None:
     for axis, (metric, title) in zip(axes, (("mes", "MES"), ("latency", "latency by the table, ms")), strict=True):
         for method, colour in zip(METHODS, pyplot.cm.tab10.colors, strict=False):
             ends = [run for key, run in runs.items() if key.split(", ")[1] == method and run.get("holds")]
+            if not ends:
+                continue
             for run in ends if method in SLIMMING else ():
                 states = run["states"]
                 axis.plot([s[metric] for s in states], [s["search"] for s in states], color=colour, alpha=0.5, lw=1)
