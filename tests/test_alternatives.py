@@ -151,6 +151,18 @@ def test_evaluations_are_counted_by_the_evaluator(tmp_path, name):
     assert trajectory.objective.met(found.costs)
 
 
+@pytest.mark.parametrize(
+    ("method", "seed"), [(Nsga2, 3), (Nsga2, 4), (Evolution, 1), (Evolution, 2), (Evolution, 3), (Evolution, 4)]
+)
+def test_guided_methods_find_the_best_of_all_members(tmp_path, method, seed):
+    """With 600 of 1,536 members scored, the best by brute force, under one budget or two."""
+    made_up = MadeUp(seed, coarse=False, bumpy=False)
+    objective = Objective(budgets_of(made_up, seed))
+    fitting = [member for member in MEMBERS.values() if objective.met(made_up.costs(member))]
+    trajectory = search(tmp_path, method(600, seed), seed, budgets=objective.budgets)
+    assert trajectory.here().score.accuracy == max(made_up.score(member).accuracy for member in fitting)
+
+
 def test_uniform_scales_everything_alike(tmp_path):
     trajectory = search(tmp_path, Uniform(10**4))
     evaluated = [line for line in trajectory.lines if line["type"] == "evaluated"]
