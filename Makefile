@@ -10,7 +10,7 @@ quickstart: .venv/installed
 
 # Two processes, each file of tests in one of them.
 test: .venv/with-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/with-tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
