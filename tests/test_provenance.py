@@ -116,6 +116,8 @@ def test_what_would_be_passed_over_is_refused(shop, search, cli):
     picked.fails(2, "leave out --alpha, --method, --beam, --race")
     given = ("supernet", "--data", shop / "data", "--out", shop / "new")
     cli(*given, "--space", shop / "space.yaml", "--distillation", "soft").fails(2, "give --teacher")
+    train = ("train", "--data", shop / "data", "--out", shop / "new", "--architecture", "efficientformerv2_s0")
+    cli(*train, "--distillation", "soft").fails(2, "give --teacher")
     cli(*given, "--space", "metapath32", "--plain").fails(2, "--plain", "metapath32")
     assert not (shop / "new").exists()
 

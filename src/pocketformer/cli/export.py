@@ -64,6 +64,7 @@ def export(
       pocketformer export --checkpoint runs/mine --data photos --out model.onnx
       pocketformer export --checkpoint runs/mine --format openvino --int8 --out model.xml
     """
+    from pocketformer.cli.summary import exported
     from pocketformer.pipelines.exporting import ExportSettings, export_checkpoint
 
     if int8 and precision not in ("float32", "int8"):
@@ -73,15 +74,7 @@ def export(
     if json:
         options.print_json({**report.to_dict(), "compared": compared})
         return
-    print(f"{out}: {report.bytes / 1e6:.2f} MB, {report.details}, {report.precision}")
-    found = report.verified
-    if found is None:
-        print(f"not verified: no runtime on this machine can run {format} files")
-        return
-    print(
-        f"verified on {found.images} images: logits differ from PyTorch's by at most {found.max_difference:.1e} "
-        f"(their standard deviation is {found.logits_std:.2f})"
-    )
+    print(exported(report, out))
     if compared:
         _print_compared(compared, report.precision)
 

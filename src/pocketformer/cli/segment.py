@@ -225,21 +225,14 @@ def export(
     Example:
       pocketformer segment export --checkpoint runs/camvid --size 180 240 --out model.onnx
     """
+    from pocketformer.cli.summary import exported
     from pocketformer.pipelines.segment_exports import export_segmenter
 
     report = export_segmenter(checkpoint, out, format, size, data, seed)
     if json:
         options.print_json(report.to_dict())
         return
-    print(f"{out}: {report.bytes / 1e6:.2f} MB, {report.details}, {report.precision}")
-    found = report.verified
-    if found is None:
-        print(f"not verified: no runtime on this machine can run {format} files")
-        return
-    print(
-        f"verified on {found.images} images: logits differ from PyTorch's by at most {found.max_difference:.1e} "
-        f"(their standard deviation is {found.logits_std:.2f})"
-    )
+    print(exported(report, out))
 
 
 def _print_scores(found: dict) -> None:

@@ -1,7 +1,11 @@
-"""The last lines of `design` and `quickstart`: what came out, in words and figures with units."""
+"""The last lines of commands: what came out, in words and figures with units."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pocketformer.deploy import ExportReport
 
 
 def percent(test: dict) -> str:
@@ -20,6 +24,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def exported(report: "ExportReport", out: Path) -> str:
+    """What was written, and how well it agrees with PyTorch."""
+    text = f"{out}: {report.bytes / 1e6:.2f} MB, {report.details}, {report.precision}\n"
+    if (found := report.verified) is None:
+        return f"{text}not verified: no runtime on this machine can run {report.format} files"
+    return (
+        f"{text}verified on {found.images} images: logits differ from PyTorch's by at most {found.max_difference:.1e} "
+        f"(their standard deviation is {found.logits_std:.2f})"
+    )
 
 
 def summary(outcome: dict, out: Path) -> str:

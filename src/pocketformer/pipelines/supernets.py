@@ -29,7 +29,7 @@ from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
 from pocketformer.training.targets import InPlace, Labels, Targets, Taught
 from pocketformer.training.tasks import NEEDS_LARGEST, MetaPathTask, SandwichTask
-from pocketformer.training.teachers import load_teacher
+from pocketformer.training.teachers import check_distillation, load_teacher
 
 
 def train_supernet(
@@ -159,8 +159,7 @@ def supernet_run(
         raise UserError(f"--noise and --alpha-rate are for spaces of EfficientFormers (V1), which {space.name} is not")
     if space.metapath and plain:
         raise UserError(f"--plain: the supernet of {space.name} (V1) has no in-place distillation to leave out")
-    if teacher is None and distillation != "hard":
-        raise UserError("--distillation says how to learn from a teacher: give --teacher")
+    check_distillation(teacher, distillation)
     if sampling.name == "uniform" and not plain:
         raise UserError(NEEDS_LARGEST)
     about = {"data": source, "seed": seed, "bad_images": bad_images}

@@ -20,7 +20,7 @@ from pocketformer.training import checkpoint
 from pocketformer.training.answers import Cache
 from pocketformer.training.compute import Compute
 from pocketformer.training.recipe import Recipe
-from pocketformer.training.teachers import load_teacher
+from pocketformer.training.teachers import check_distillation, load_teacher
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TrainSettings:
     shrink: int = 0  # steps of progressive shrinking for each state of the search
 
     def __post_init__(self) -> None:
+        check_distillation(self.teacher, self.distillation)
         if self.teacher_cache is not None and self.teacher is None:
             raise UserError(f"--teacher-cache {self.teacher_cache}: there is no --teacher whose answers to keep")
         if self.shrink and not is_search(self.init):

@@ -30,6 +30,12 @@ class Cut(nn.Module):
         return self.network(images)[:, self.rows]
 
 
+def check_distillation(teacher: str | None, distillation: str) -> None:
+    """Raises `UserError` where there is no teacher whose probabilities could be learned from."""
+    if teacher is None and distillation != "hard":
+        raise UserError("--distillation says how to learn from a teacher: give --teacher")
+
+
 def load_teacher(text: str, classes: tuple[str, ...], size: tuple[int, int]) -> nn.Module:
     """A teacher from `NAME` (timm's pretrained weights) or `NAME=FILE` (safetensors, or a torch file of tensors alone);
     frozen, in eval mode, channels last.
