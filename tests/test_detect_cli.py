@@ -105,12 +105,12 @@ def test_the_folder_says_what_is_needed_to_use_it(trained):
 def test_evaluate_gives_the_tables_again(trained, place, run):
     folder, found = trained
     again = run("evaluate", "--checkpoint", folder, "--data", place / "data", "--json").json()
-    assert again == {"images": 4, **found["test"]}
+    assert again == {"split": "val", "images": 4, **found["test"]}
     given = ("--annotations", place / "data/annotations/instances_val.json", "--images", place / "data/val")
     text = run("evaluate", "--checkpoint", folder / "model.safetensors", *given, "--workers", 0).succeeds().out
     lines = text.splitlines()
     assert len(lines) == 13
-    assert lines[0].split() == ["4", "images", "boxes", "masks"]
+    assert lines[0].split() == ["instances_val.json,", "4", "images", "boxes", "masks"]
     assert lines[6].split() == ["APl", "-", "-"]
 
 
@@ -258,7 +258,7 @@ def test_faster_rcnn_where_there_are_no_masks(place, run):
     run("predict", "--checkpoint", place / "by_data", "--out", place / "d", place / "data/val").succeeds()
     # A detector of boxes is judged on them alone, also where there are masks.
     again = run("evaluate", "--checkpoint", place / "by_data", "--data", place / "data", "--json").json()
-    assert list(again) == ["images", "boxes"]
+    assert list(again) == ["split", "images", "boxes"]
 
 
 def test_the_best_of_the_search_split_is_kept(place, run):
@@ -301,7 +301,7 @@ def test_two_processes_share_the_work(place, trained, tmp_path, monkeypatch):
     given = ("evaluate", "--checkpoint", folder, "--data", place / "data", "--workers", 0, "--json")
     team = Team(tmp_path / "evaluate", 2, command, "detect", *given)
     assert team.end() == [0, 0], team.errors
-    assert json.loads(team.said) == {"images": 4, **found["test"]}
+    assert json.loads(team.said) == {"split": "val", "images": 4, **found["test"]}
     team = Team(tmp_path / "predict", 2, command, "detect", "predict", "--checkpoint", folder, "--out", out, "x.png")
     assert team.end() == [2, 2]
     assert "detect predict runs in one process" in team.errors
@@ -320,8 +320,12 @@ def test_mistakes_are_told_in_one_line(place, trained, run, tmp_path, monkeypatc
     run("evaluate", "--checkpoint", folder).fails(2, "--data, or --annotations with --images")
     run("predict", "--checkpoint", folder, "--out", tmp_path / "p", tmp_path / "no.png").fails(2, "no such image")
     (tmp_path / "text.png").write_text("no image")
-    answer = run("predict", "--checkpoint", folder, "--out", tmp_path / "p", tmp_path / "text.png")
-    answer.fails(2, "cannot be read as an image (not an image)")
+    shutil.copy(tmp_path / "text.png", tmp_path / "more.png")
+    predict = ("predict", "--checkpoint", folder, "--out", tmp_path / "p", place / "data/val/1.png")
+    run(*predict, tmp_path / "text.png").fails(2, "text.png cannot be read as an image (not an image)")
+    answer = run(*predict, tmp_path / "text.png", tmp_path / "more.png")
+    answer.fails(2, "2 of 3 images cannot be read", "text.png", "more.png")
+    assert not (tmp_path / "p").exists()  # not even the picture of the first
     run("export", "--checkpoint", folder, "--data", place / "data", "--out", tmp_path / "a.pt").fails(2, ".onnx")
     shutil.copytree(place / "data/val", tmp_path / "own")
     before = {p.name: p.read_bytes() for p in (tmp_path / "own").iterdir()}

@@ -147,7 +147,7 @@ def train(
         options.print_json(result)
         return
     print(f"{out}: {result['parameters']:,} parameters")
-    _print_tables(result["test"], result["images"])
+    _print_tables(result["test"], result)
 
 
 @app.command()
@@ -183,7 +183,7 @@ def evaluate(
     if json:
         options.print_json(found)
     else:
-        _print_tables({name: table for name, table in found.items() if name != "images"}, found["images"])
+        _print_tables({name: table for name, table in found.items() if name not in ("split", "images")}, found)
 
 
 @app.command()
@@ -270,11 +270,11 @@ def export(
     )
 
 
-def _print_tables(tables: dict, images: int) -> None:
+def _print_tables(tables: dict, of: dict) -> None:
     from pocketformer.cli.summary import aligned
 
     names = list(tables)
-    rows = [(f"{images} images", *names)]
+    rows = [(f"{of['split']}, {of['images']} images", *names)]
     for figure in tables[names[0]]:
         rows.append((figure, *(_percent(tables[name][figure]) for name in names)))
     print(aligned(rows))

@@ -11,7 +11,7 @@ from pocketformer.dense.detection.checkpoint import Trained, load_detector
 from pocketformer.dense.detection.drawing import drawn
 from pocketformer.dense.detection.evaluation import need_coco, to_results
 from pocketformer.dense.detection.pictures import fitted, padded, to_input
-from pocketformer.pipelines.images import check_results, find_images, read_image
+from pocketformer.pipelines.images import check_readable, check_results, find_images, read_image
 from pocketformer.progress import stage
 from pocketformer.training.compute import Compute
 
@@ -24,6 +24,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, threshold:
     trained = load_detector(Path(checkpoint))
     paths = find_images(images)
     check_results(paths.values(), [f"{name}.png" for name in paths], images, out)
+    check_readable(paths.values())
     trained.model.to(compute.where, memory_format=torch.channels_last)
     shown, results = [], []
     with stage("predict", len(paths)) as progress, compute.autocast():

@@ -69,7 +69,7 @@ def train_detector(settings: DetectSettings, out: Path) -> dict:
         trained = load_detector(run.path)
         test = judge(trained, val, settings.compute, settings.workers)
         parameters = sum(p.numel() for p in trained.model.parameters())
-        result = {"parameters": parameters, "images": len(val), "test": test, "folder": str(run.path)}
+        result = {"parameters": parameters, "split": "val", "images": len(val), "test": test, "folder": str(run.path)}
         if ranks.first():
             files.write_json(run.path / "results.json", {"command": _COMMAND, "seed": settings.seed, **result})
     return result
@@ -126,7 +126,8 @@ def evaluate_detector(
     workers: int,
     bad_annotations: str = "refuse",
 ) -> dict:
-    """COCO's tables of a trained folder on val of `data`, or on a file of annotations and its folder of images."""
+    """COCO's tables of a trained folder on val of `data`, or on a file of annotations and its folder of images; "split"
+    says which."""
     need_coco()
     if (data is None) == (annotations is None) or (annotations is None) != (folder is None):
         raise UserError("name what to evaluate on: --data, or --annotations with --images")
@@ -139,7 +140,8 @@ def evaluate_detector(
         known = replace(images, source=checkpoint, classes=trained.classes)
         check_classes(known, images)
     images = ranks.from_first(images)
-    return {"images": len(images), **judge(trained, images, compute, workers)}
+    split = "val" if data is not None else Path(annotations).name
+    return {"split": split, "images": len(images), **judge(trained, images, compute, workers)}
 
 
 def judge(trained: Trained, images: CocoSet, compute: Compute, workers: int) -> dict[str, dict[str, float]]:

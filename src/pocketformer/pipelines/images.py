@@ -82,6 +82,23 @@ def find_images(names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def check_readable(paths: Iterable[Path]) -> None:
+    """Raises `UserError` that counts the images that cannot be read, with the first three: before any is worked on."""
+    paths, bad = list(paths), []
+    with stage("check the images", len(paths)) as progress:
+        for path in paths:
+            try:
+                read_image(path)
+            except UserError as error:
+                bad.append(str(error))
+            progress.advance()
+    if len(bad) == 1:
+        raise UserError(bad[0])
+    if bad:
+        more = "; …" if len(bad) > 3 else ""
+        raise UserError(f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(bad[:3])}{more}")
+
+
 def check_results(paths: Iterable[Path], results: Iterable[str], asked: Sequence[str], out: Path) -> None:
     """Raises `UserError` where results would take the place of the images at `paths`, or lie in a folder that is
     `asked` for, so that they would be taken for images the next time."""

@@ -8,7 +8,7 @@ import numpy as np
 from pocketformer import files
 from pocketformer.dense.segmentation.drawing import colour_of, label_map, overlay
 from pocketformer.dense.segmentation.evaluation import prepared, segment
-from pocketformer.pipelines.images import check_results, find_images, read_image
+from pocketformer.pipelines.images import check_readable, check_results, find_images, read_image
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter
 from pocketformer.progress import stage
 from pocketformer.training.compute import Compute
@@ -20,6 +20,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: C
     trained = load_segmenter(checkpoint)
     paths = find_images(images)
     check_results(paths.values(), [file for name in paths for file in _written(name).values()], images, out)
+    check_readable(paths.values())
     trained.model.to(compute.where)
     found = []
     with stage("predict", len(paths)) as progress, compute.autocast():
