@@ -1,17 +1,15 @@
-"""What each option of a supernet's training does, on real images; and what MES's exponents do (V2 Table 10).
+"""What each option of a supernet's training does, on real images.
 
     python benchmarks/ablation.py train --set cifar10 --data cifar10_mini_10k2k.npz
     python benchmarks/ablation.py train --set imagenette --data imagenette96.npz
-    python benchmarks/ablation.py alpha --set cifar10 --data cifar10_mini_10k2k.npz --latency table.json
     python benchmarks/ablation.py show --set cifar10
     python benchmarks/ablation.py train --set embedded --data embedded --variants 'in place alone' …
 
 `train`: one supernet a variant and seed; a variant changes one thing of the first. After each epoch the accuracy on
 search of the largest, the smallest and of random members, the same for all, with norms calibrated on images of fit; at
-the end on test, with the switches' own statistics and with re-calibrated norms. `alpha`: searches on a
-supernet down to `--share` of its parameters, with the exponents of Table 10; the table is `profile`'s. `show`:
-the table and the curves (docs/figures, by matplotlib) of what was trained. Results are kept in
-benchmarks/results/ablation.json, finished trainings are skipped. Archives: archives.py.
+the end on test, with the switches' own statistics and with re-calibrated norms. `show`: the table and the curves
+(docs/figures, by matplotlib) of what was trained. Results are kept in benchmarks/results/ablation.json, finished
+trainings are skipped. Archives: archives.py.
 """
 
 import argparse
@@ -30,14 +28,11 @@ import torch
 from archives import read
 from pocketformer import Supernet, files
 from pocketformer.architecture import SearchSpace, Selection
-from pocketformer.devices import LatencyTable
-from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.images import open_images
 from pocketformer.pipelines.networks import as_result
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.progress import say, stage
 from pocketformer.runs import Ledger, alone, versions
-from pocketformer.search import Objective, joint_search
 from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich, Uniform
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import train_batches
@@ -50,7 +45,6 @@ from pocketformer.training.tasks import SandwichTask
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 RANDOM = 8  # members that all supernets of a set are asked for, besides the largest and the smallest
-EXPONENTS = ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5))  # of latency and of size: V2 Table 10
 
 
 @dataclass(frozen=True)
@@ -214,31 +208,6 @@ class Ablation:
         tested = self.own["supernets"][key]["test"]
         return statistics.mean(tested[name][kind]["accuracy"] for name in names)
 
-    def alpha(self) -> None:
-        net = Supernet(self.space, len(self.data.classes), distilled=False).to(memory_format=torch.channels_last)
-        checkpoint.load_weights(net, self.args.supernet or self.folder(f"{FIRST}, seed 0") / "model.safetensors")
-        costs = CostModel(LatencyTable.load(self.args.latency), len(self.data.classes))
-        plain = costs(self.space.whole)
-        share = self.own.setdefault(f"alpha, to {self.args.share:.0%} of the parameters", {})
-        rows = share.setdefault(self.args.label, {})
-        for latency, size in EXPONENTS:
-            key = f"latency {latency:g}, size {size:g}"
-            if key in rows:
-                continue
-            exponents = {"latency": latency, "size": size}
-            objective = Objective({"size": self.args.share * plain["size"]}, exponents=exponents, form="paper")
-            with stage(f"search with {key}") as progress, evaluator(net, self.data, 0, progress=progress) as scored:
-                moves = []
-                for move in joint_search(self.space.whole, costs, scored, objective):
-                    moves.append(move)
-                    progress.update(move.step, f"{move.chosen.action}")
-            found = moves[-1].chosen
-            ended = {name: found.costs[name] / plain[name] for name in ("size", "latency")}
-            tested = self.tested(net, found.selection, 0)["recalibrated"]
-            rows[key] = {"moves": len(moves), "costs": dict(found.costs), "shares": ended, "test": tested}
-            self.save()
-            print(key, {n: round(v, 3) for n, v in ended.items()}, f"{tested['accuracy']:.2%} on test", flush=True)
-
 
 def show(name: str, results: Path) -> None:
     """The table in Markdown: accuracy, and in brackets how far above the first variant, by seed, in points; and the
@@ -279,13 +248,9 @@ def show(name: str, results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("train", "alpha", "show"))
+    parser.add_argument("what", choices=("train", "show"))
     parser.add_argument("--set", choices=SETS, required=True)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--latency", type=Path, help="of `profile --space …`, for alpha")
-    parser.add_argument("--supernet", type=Path, help="weights, for alpha. [default: the first variant's, seed 0]")
-    parser.add_argument("--label", default="first", help="what alpha's results of this supernet go under")
-    parser.add_argument("--share", type=float, default=0.5, help="of the parameters, for alpha")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
