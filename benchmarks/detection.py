@@ -5,7 +5,8 @@
 The set (33 images to train on, 27 of val, COCO's 80 categories; a `.zip`, or a folder) is far too small to rank
 anything: AP on val says nothing of the backbone. What is shown: the loss
 of each epoch; COCO's twelve figures on both splits by faster-coco-eval, beside pycocotools' on the same predictions;
-and what is found in some images of train, drawn.png in --work, where finished trainings are kept and taken up again.
+and what is found in some images of train, drawn on them in --work (drawn.png), where finished trainings are kept and
+taken up again, and on grey in benchmarks/results/detection.png (the photographs are not ours to pass on).
 
 About 12 s an epoch on one core at the default size; `--epochs 60 --size 320 512` is what a person would run.
 """
@@ -77,23 +78,27 @@ def curve(metrics: Path, steps_per_epoch: int) -> dict[str, list[float]]:
     return {name: [round(sum(x[name] for x in part) / len(part), 4) for part in parts] for name in names}
 
 
-def sheet(images: CocoSet, results: list[dict], threshold: float, path: Path) -> list[dict]:
-    """The images with most found, side by side in one PNG; their sources and licences."""
+def sheet(images: CocoSet, results: list[dict], threshold: float, path: Path, grey: Path) -> list[dict]:
+    """The images with most found, side by side in one PNG, and the same without the photographs; their sources and
+    licences."""
     chosen = [r for r in results if r["score"] >= threshold]
     counts = {p.number: sum(r["image_id"] == p.number for r in chosen) for p in images.pictures}
     rows = sorted(range(len(images)), key=lambda row: (-min(counts[images.pictures[row].number], 6), row))[:_SHOWN]
-    tiles, labels = [], list(images.classes)
+    tiles, labels = {path: [], grey: []}, list(images.classes)
     for row in rows:
         number = images.pictures[row].number
         mine = [{**r, "category": images.classes[r["category_id"]]} for r in chosen if r["image_id"] == number]
-        image = drawn(open_image(images.path(row)), mine, [labels.index(r["category_id"]) for r in mine])
-        image.thumbnail(_TILE)
-        tiles.append(image)
-    canvas = Image.new("RGB", (3 * _TILE[0], 2 * _TILE[1]))
-    for place, tile in enumerate(tiles):
-        canvas.paste(tile, (_TILE[0] * (place % 3), _TILE[1] * (place // 3)))
-    with files.whole(path) as temporary:
-        canvas.quantize(128).save(temporary, optimize=True)
+        photograph = open_image(images.path(row))
+        for target, image in ((path, photograph), (grey, Image.new("RGB", photograph.size, "#606060"))):
+            picture = drawn(image, mine, [labels.index(r["category_id"]) for r in mine])
+            picture.thumbnail(_TILE)
+            tiles[target].append(picture)
+    for target, pictures in tiles.items():
+        canvas = Image.new("RGB", (3 * _TILE[0], 2 * _TILE[1]))
+        for place, tile in enumerate(pictures):
+            canvas.paste(tile, (_TILE[0] * (place % 3), _TILE[1] * (place // 3)))
+        with files.whole(target) as temporary:
+            canvas.quantize(128).save(temporary, format="PNG", optimize=True)
     content = files.read_json(Path(images.source))
     licences = {entry["id"]: entry.get("name") for entry in content.get("licenses", [])}
     about = {entry["id"]: entry for entry in content["images"]}
@@ -148,7 +153,7 @@ def main() -> None:
         row["images"][split], row["figures"][split] = len(images), own
         row.setdefault("found", {})[split] = len(results)
         if split == "train":
-            row["drawn"] = sheet(images, results, args.threshold, args.work / "drawn.png")
+            row["drawn"] = sheet(images, results, args.threshold, args.work / "drawn.png", args.out.with_suffix(".png"))
             steps = len(images.for_training()) // args.batch_size
     row["parameters"], row["loss by epoch"] = trained["parameters"], curve(run / "metrics.jsonl", steps)
     again = f"--epochs {args.epochs:g} --size {args.size[0]} {args.size[1]}"

@@ -5,7 +5,8 @@
 Each backbone learns Imagenette at 96 px first, or starts from random weights; then Semantic FPN on CamVid's train, the
 same recipe, crops and number of steps for all, weights kept that do best on val (mIoU), and test read once. Pretrained
 backbones keep their norms frozen. With several `--rates`, each backbone gets the one that is best on val with seed 0.
-Results and curves go to benchmarks/results/segmentation.json and .svg, pictures to drawn.png in --work; finished
+Results, curves and predicted label maps (without the photographs, which are not ours to pass on) go to
+benchmarks/results/segmentation.json, .svg and .png, the same over the photographs to drawn.png in --work; finished
 trainings are kept there and skipped, one that was cut is resumed. CamVid comes as a zip or a folder, an `.npz` as in
 archives.py.
 
@@ -35,7 +36,7 @@ from pocketformer.architecture import Architecture
 from pocketformer.dense.backbone import Backbone
 from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.dense.segmentation.crops import CropBatches, read_pair
-from pocketformer.dense.segmentation.drawing import overlay
+from pocketformer.dense.segmentation.drawing import label_map, overlay
 from pocketformer.dense.segmentation.evaluation import Scores, evaluate, prepared, segment
 from pocketformer.dense.segmentation.folders import Folder, Pairs, find_masks
 from pocketformer.dense.segmentation.labels import Coding
@@ -252,8 +253,8 @@ class Benchmark:
             print(f"{name:40} {found['mean']:7.2%}  (95 % interval {low:.2%} to {high:.2%})")
 
     def pictures(self, kept: dict[str, Callable[[], Segmenter]]) -> None:
-        """Rows: images of test; columns: image, truth, each group's first seed."""
-        pairs, columns = self.camvid().splits["test"], []
+        """Rows: images of test; columns: image, truth, each group's first seed; of the maps alone: each group's."""
+        pairs, columns, maps = self.camvid().splits["test"], [], []
         rows = np.linspace(0, len(pairs) - 1, SHOWN).astype(int).tolist()
         seen = [read_pair(pairs, row, CODING) for row in rows]
         columns.append([image for image, _ in seen])
@@ -263,14 +264,13 @@ class Benchmark:
             model.load_state_dict(load_file(self.folder / f"{group} 0".replace(" ", "-") / "best.safetensors"))
             model.eval()
             least = max(model.backbone.reductions)
-            drawn = []
-            for image, classes in seen:
-                found = segment(model, prepared(image, self.recipe.size, OURS, least), classes.shape)
-                drawn.append(overlay(image, CODING.labels(found)))
-            columns.append(drawn)
-        pixels = np.concatenate([np.concatenate([np.asarray(i) for i in column]) for column in columns], axis=1)
-        with files.whole(self.args.work / "drawn.png") as temporary:
-            Image.fromarray(pixels).save(temporary, optimize=True)
+            found = [segment(model, prepared(i, self.recipe.size, OURS, least), c.shape) for i, c in seen]
+            columns.append([overlay(image, CODING.labels(c)) for (image, _), c in zip(seen, found, strict=True)])
+            maps.append([label_map(CODING.labels(classes)).convert("RGB") for classes in found])
+        for path, pictures in ((self.args.work / "drawn.png", columns), (self.args.out.with_suffix(".png"), maps)):
+            pixels = np.concatenate([np.concatenate([np.asarray(i) for i in column]) for column in pictures], axis=1)
+            with files.whole(path) as temporary:
+                Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)
 
 
 def _by_epoch(losses: list[float], steps: int) -> list[float]:

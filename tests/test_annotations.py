@@ -14,6 +14,7 @@ from pocketformer.dense.detection import masks
 from pocketformer.dense.detection.folders import locate
 from pocketformer.dense.detection.pictures import fitted, open_image
 from pocketformer.errors import UserError, WorkError
+from pocketformer.training.orders import Share
 
 torch.set_num_threads(1)
 
@@ -101,6 +102,17 @@ def test_half_of_the_images_are_flipped_and_epochs_differ(folder):
     flips = np.stack([samples._flips(epoch) for epoch in range(200)])
     assert abs(flips.mean() - 0.5) < 0.05
     assert (flips[0] != flips[1]).any()
+
+
+def test_two_processes_share_the_images_of_a_step(folder):
+    images = opened(folder).for_training()
+    shared = [batches(images, 4, share=Share(rank, 2)) for rank in (0, 1)]
+    for step in range(3):
+        whole, *parts = (next(b.steps(step, step + 1))[1] for b in (batches(images, 4), *shared))
+        assert [len(part) for part in (whole, *parts)] == [4, 2, 2]
+        seen = [own["boxes"].tolist() for part in parts for own in part.by_image()]
+        assert sorted(seen) == sorted(own["boxes"].tolist() for own in whole.by_image())
+        assert len({str(boxes) for boxes in seen}) == 4
 
 
 def test_neither_workers_nor_the_first_step_change_a_bit(folder):

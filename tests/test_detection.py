@@ -11,6 +11,7 @@ import torch
 from pycocotools import mask as reference_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection.image_list import ImageList
 
 import coco
 from coco import batches, opened
@@ -77,8 +78,6 @@ def test_the_published_detector_has_mmdetections_parts():
 
 
 def test_anchors_stand_at_the_strides_whatever_the_padding_is():
-    from torchvision.models.detection.image_list import ImageList
-
     anchors = Anchors((4, 8, 16, 32, 64), 8)
     images = ImageList(torch.zeros(1, 3, 160, 160), [(150, 160)])
     found = anchors(images, [torch.zeros(1, 1, n, n, dtype=torch.bfloat16) for n in (40, 20, 10, 5, 3)])[0]
@@ -97,6 +96,33 @@ def test_roi_align_has_half_pixel_centres_and_takes_the_level_by_area():
     box = torch.tensor([[8.0, 8.0, 36.0, 36.0]])  # on stride 4: 2 to 9, whose centre is 5.5, between pixels 4.5 and 5.5
     found = RoIAlign((4,), 7)({"0": ramp, "1": ramp}, [box], [(64, 64)])
     assert found[0, 0, 0].tolist() == pytest.approx([2, 3, 4, 5, 6, 7, 8])
+
+
+def test_an_image_learns_from_the_same_anchors_whatever_it_shares_a_batch_with():
+    """Those in what the batch padded are neither an object nor background."""
+    model = detector(replace(LIGHT, masks=False))
+    small = {"boxes": torch.tensor([[10.0, 8.0, 60.0, 50.0]]), "labels": torch.tensor([1]), "size": (60, 70)}
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "size": (61, 90)}
+    large = {"boxes": torch.tensor([[90.0, 100.0, 150.0, 150.0]]), "labels": torch.tensor([1]), "size": (160, 192)}
+
+    def assigned(targets, height, width):
+        images = torch.zeros(len(targets), 3, height, width)
+        maps = [torch.zeros(1, 1, -(-height // s), -(-width // s)) for s in model.pyramid.strides]
+        anchors = model.rpn.anchor_generator(ImageList(images, [target["size"] for target in targets]), maps)
+        labels, boxes = model.rpn.assign_targets_to_anchors(anchors, targets)
+        kinds = [{kind: a[found == kind] for kind in (0, 1)} for a, found in zip(anchors, labels, strict=True)]
+        goals = [b[found == 1] for b, found in zip(boxes, labels, strict=True)]
+        assert [len(found) for found in labels] == [len(a) for a in anchors]
+        return kinds, goals
+
+    together, goals = assigned([small, empty, large], 160, 192)
+    for row, (target, height, width) in enumerate(((small, 64, 96), (empty, 64, 96), (large, 160, 192))):
+        (alone,), (goal,) = assigned([target], height, width)
+        assert len(alone[0]) > 20
+        assert len(alone[1]) > 0 or target is empty
+        for kind in (0, 1):
+            assert torch.equal(together[row][kind], alone[kind])
+        assert torch.equal(goals[row], goal)
 
 
 @pytest.mark.parametrize("heads", [LIGHT, replace(LIGHT, masks=False)])
@@ -298,8 +324,10 @@ def test_what_is_found_is_in_px_of_the_image(folder):
 
 
 def test_heads_refuse_what_they_cannot_be():
-    assert Heads().with_text(["width=64", "score=0.1"]) == replace(Heads(), width=64, score=0.1)
-    for wrong in (["width=0"], ["hidden=1.5"], ["score=2"], ["masks=true"], ["colour=red"], ["width"]):
+    found = Heads().with_text(["width=64.0", "score=1e-1"])  # YAML takes 1e-1 for a text
+    assert found == replace(Heads(), width=64, score=0.1)
+    assert isinstance(found.width, int)
+    for wrong in (["width=0"], ["width=.inf"], ["hidden=1.5"], ["score=2"], ["masks=true"], ["colour=red"], ["width"]):
         with pytest.raises(UserError):
             Heads().with_text(wrong)
     assert Heads.from_dict(Heads().to_dict()) == Heads()

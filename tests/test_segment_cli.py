@@ -140,7 +140,7 @@ def test_mistakes(learned, tmp_path, cli):
     for arguments, words in (
         ([*evaluate, tmp_path / "none"], f"{tmp_path}/none: no such folder"),
         ([*evaluate, other], f"knows 4 classes (ground, disc, box, …), but {other} has 4 (a, b, c, …)"),
-        ([*evaluate, strange], "1 of 1 masks of val have labels outside the class list"),
+        ([*evaluate, strange], "1 of 1 masks of val have labels outside the class list (0 to 3; ignored: 255)"),
         ([*evaluate, alone], f"{alone}: has no val or test images to evaluate on"),
         ([*predict, tmp_path / "damaged.png"], "damaged.png cannot be read as an image (not an image)"),
         ([*predict, tmp_path / "none.png"], f"no such image: {tmp_path}/none.png"),

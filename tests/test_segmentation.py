@@ -1,6 +1,7 @@
 """Semantic segmentation: the head, the loss, and trainings that resume bit for bit."""
 
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from torch import nn
 
 import pocketformer.dense.segmentation.fused  # noqa: F401
 import shapes
-from pocketformer import Architecture, create_model, fuse
+from pocketformer import Architecture, SearchSpace, Supernet, create_model, fuse
 from pocketformer.dense.fused import ExactGroupNorm
+from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.dense.segmentation import evaluation
 from pocketformer.dense.segmentation.census import read_census
 from pocketformer.dense.segmentation.folders import find_masks
@@ -24,8 +26,10 @@ from pocketformer.dense.segmentation.task import SegmentationTask
 from pocketformer.errors import UserError
 from pocketformer.files import Lines
 from pocketformer.pipelines import segmenting
+from pocketformer.pipelines.backbones import open_backbone
 from pocketformer.pipelines.segment_folders import load_segmenter, save_segmenter
 from pocketformer.pipelines.segmenting import SegmentSettings, evaluate_segmenter, train_segmenter
+from pocketformer.training import checkpoint
 from pocketformer.training.compute import Compute
 from pocketformer.training.pixels import OURS
 from pocketformer.training.state import TrainingState
@@ -213,8 +217,6 @@ def test_without_names_classes_are_counted(tmp_path, capsys):
 
 def test_backbones_start_from_a_classifier(tmp_path):
     """Its weights and its normalisation are taken, its norms stay as they are."""
-    from pocketformer.training import checkpoint
-
     shapes.write(tmp_path / "data", {"train": 2})
     torch.manual_seed(3)
     source = create_model(shapes.architecture(), num_classes=7, distilled=False)
@@ -228,6 +230,23 @@ def test_backbones_start_from_a_classifier(tmp_path):
         if "norm" in name and not name.startswith("norm") and tensor.is_floating_point():
             torch.testing.assert_close(state[f"backbone.network.{name}"], tensor, msg=name)
     assert any(not torch.equal(state[f"backbone.network.{n}"], t) for n, t in source.state_dict().items() if "fc1" in n)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_norms_that_a_supernet_shared_are_not_frozen(tmp_path, capsys, own):
+    """Their running statistics are of many subnets, and wrong for each."""
+    supernet = Supernet(SearchSpace.from_dict(shapes.SPACE), 4, distilled=False)
+    if own:
+        checkpoint.save_model(tmp_path, supernet.extract(shapes.architecture()), tuple("abcd"), {})
+    else:
+        config = {"space": supernet.space.to_dict(), "num_classes": 4}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        checkpoint.save_tensors(tmp_path / "model.safetensors", supernet)
+    backbone = open_backbone(shapes.architecture(), str(tmp_path), DenseRecipe.segmentation(size=(64, 64)))
+    norms = [m for m in backbone.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) > 10
+    assert {norm.training for norm in norms} == {norm.weight.requires_grad for norm in norms} == {not own}
+    assert ("here they learn" in capsys.readouterr().err) is not own
 
 
 def test_folders_of_other_networks_are_refused(tmp_path):

@@ -51,6 +51,14 @@ def test_the_same_grid_is_the_same_table(grid):
     assert resample(values, grid, grid) is values
 
 
+def test_mixed_precision_leaves_the_table_as_it_is():
+    values = torch.randn(3, 49)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resample(values, (7, 7), (9, 12))
+    assert torch.equal(found, resample(values, (7, 7), (9, 12)))
+    assert resample(values.to("meta"), (7, 7), (9, 12)).shape == (3, 108)  # where there is no autocast
+
+
 @pytest.mark.parametrize("factor", [1.5, 2.0])
 @pytest.mark.parametrize("grid", [(14, 14), (10, 14), (8, 6)])
 def test_a_smooth_function_of_the_offset_keeps_its_values(grid, factor):

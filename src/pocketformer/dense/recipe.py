@@ -1,5 +1,6 @@
 """How a dense task is trained, as one frozen value."""
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -46,7 +47,7 @@ class DenseRecipe(Entries):
         super().__post_init__()
         for name in ("size", "milestones"):
             values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not all(is_number(v) and v > 0 for v in values):
+            if not isinstance(values, list | tuple) or not all(is_number(v) and 0 < v < math.inf for v in values):
                 raise UserError(f"recipe: {name} must be a list of numbers above zero, not {values!r}")
             object.__setattr__(self, name, tuple(values))
         if len(self.size) != 2 or any(side != int(side) for side in self.size):

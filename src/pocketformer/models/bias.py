@@ -5,6 +5,7 @@ larger in proportion, so the table, a function of (|dy|, |dx|), is sampled there
 that is gathered from it, so that on every grid the bias is a function of the offset alone.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from operator import index
 
@@ -92,8 +93,14 @@ def resample(table: torch.Tensor, grid: Grid, new_grid: Grid) -> torch.Tensor:
         torch.tensor(_constant(index(old), index(new)), dtype=precise, device=table.device)
         for old, new in zip(grid, new_grid, strict=True)
     )  # `index` for compilers' symbolic sizes
-    values = rows @ table.to(precise).unflatten(1, tuple(grid)) @ columns.T
+    with _as_it_is(table.device.type):
+        values = rows @ table.to(precise).unflatten(1, tuple(grid)) @ columns.T
     return values.flatten(1).to(table.dtype)
+
+
+def _as_it_is(device: str) -> AbstractContextManager:
+    """Autocast would round table and weights, at all grids but the built one."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @torch.compiler.assume_constant_result  # torch.compile would trace the arithmetic, and warn of the cache

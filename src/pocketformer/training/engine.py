@@ -181,7 +181,7 @@ def _validate(state: TrainingState, job: Job) -> dict[str, float]:
         found[f"{job.metric}_search_ema"] = job.validate(state.averaged)
     state.train_mode()
     score = list(found.values())[-1]
-    if state.best is None or score > state.best:
+    if not state.best or score > state.best:  # of zeros the last: an AP may be 0 for many epochs
         state.best = score
         if ranks.first():
             checkpoint.save_tensors(job.folder / "best.safetensors", state.averaged)

@@ -51,7 +51,7 @@ class Entries:
             near = difflib.get_close_matches(str(unknown[0]), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"{where}: unknown entry {unknown[0]!r}; {hint}")
-        given = {name: _as_number(value) if name in cls.ranges else value for name, value in values.items()}
+        given = {name: as_number(value) if name in cls.ranges else value for name, value in values.items()}
         try:
             return make(**given)
         except UserError as error:
@@ -78,7 +78,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _as_number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML takes 1e-3, without a point, for a text."""
     try:
         return float(value) if isinstance(value, str) else value

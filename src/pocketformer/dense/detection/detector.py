@@ -6,13 +6,12 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from pocketformer.dense.backbone import Backbone
 from pocketformer.dense.detection.heads import Heads
 from pocketformer.dense.detection.instances import Instances
-from pocketformer.dense.detection.parts import Anchors, BoxPredictor, MaskPredictor, ProposalHead, RoIAlign
+from pocketformer.dense.detection.parts import Anchors, BoxPredictor, MaskPredictor, ProposalHead, Proposals, RoIAlign
 from pocketformer.training.engine import Backward, Figures
 
 Sizes = tuple[tuple[int, int], ...]
@@ -39,7 +38,8 @@ class Detector(nn.Module):
 
     Departures from MMDetection, all torchvision's: smooth L1 with beta 1/9 instead of L1 (both box losses); an anchor
     that is the best for an object is positive however small their overlap (MMDetection: from 0.3 on); convolutions of
-    the FPN start from He's instead of Glorot's values; masks are pasted with a margin of one of their 28 pixels.
+    the FPN start from He's instead of Glorot's values, the box head from `nn.Linear`'s; masks are pasted with a margin
+    of one of their 28 pixels, and learned from the shares of an object in them, which MMDetection rounds to 0 or 1.
     """
 
     def __init__(self, backbone: Backbone, classes: int, heads: Heads):
@@ -47,7 +47,7 @@ class Detector(nn.Module):
         self.heads, self.classes = heads, classes
         self.pyramid = Pyramid(backbone, heads.width)
         anchors = Anchors(self.pyramid.strides, heads.anchor_scale)
-        self.rpn = RegionProposalNetwork(
+        self.rpn = Proposals(
             anchors,
             ProposalHead(heads.width, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=0.7,

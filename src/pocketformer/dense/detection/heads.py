@@ -1,11 +1,13 @@
 """What stands on the backbone of a detector, as one frozen value."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import yaml
 
 from pocketformer.errors import UserError
+from pocketformer.training.entries import as_number, is_number
 
 _WHOLE = ("width", "hidden", "mask_convs", "proposals", "candidates", "samples", "detections")
 
@@ -38,11 +40,13 @@ class Heads:
             if name == "masks":
                 good = isinstance(value, bool)
             elif name in ("score", "nms", "mask_threshold"):
-                good = _is_number(value) and 0 <= value <= 1
+                good = is_number(value) and 0 <= value <= 1
             else:
-                good = _is_number(value) and value > 0 and (name not in _WHOLE or value == int(value))
+                good = is_number(value) and 0 < value < math.inf and (name not in _WHOLE or value == int(value))
             if not good:
                 raise UserError(f"detector: {name} cannot be {value!r}")
+            if name in _WHOLE:
+                object.__setattr__(self, name, int(value))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Heads":
@@ -64,11 +68,7 @@ class Heads:
                 known = ", ".join(n for n in self.to_dict() if n != "masks")
                 raise UserError(f"--set detector.{text}: write it as detector.NAME=VALUE; known: {known}")
             try:
-                found = replace(found, **{name: yaml.safe_load(value)})
+                found = replace(found, **{name: as_number(yaml.safe_load(value))})
             except yaml.YAMLError:
                 raise UserError(f"--set detector.{text}: {value!r} is not a value") from None
         return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+PADDED_TO = 32  # images are padded to multiples of it, px
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +51,11 @@ class Instances:
         }
         return found if self.masks is None else {**found, "masks": self.masks.contiguous()}
 
-    def by_image(self) -> list[dict[str, torch.Tensor]]:
-        """As torchvision's detectors take them."""
+    def by_image(self) -> list[dict[str, Any]]:
+        """As torchvision's detectors take them, with the image's "size"."""
         parts = {"boxes": self.boxes, "labels": self.labels}
         if self.masks is not None:
             parts["masks"] = self.masks
         split = {name: tensor.split(self.counts) for name, tensor in parts.items()}
-        return [{name: tensors[i] for name, tensors in split.items()} for i in range(len(self))]
+        found = [{name: tensors[i] for name, tensors in split.items()} for i in range(len(self))]
+        return [{**of_one, "size": size} for of_one, size in zip(found, self.sizes, strict=True)]

@@ -1,13 +1,17 @@
 """Parts of a detector where torchvision's would compute something else: anchors, RoIAlign, and heads in float32."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_area, roi_align
+
+from pocketformer.dense.detection.instances import PADDED_TO
 
 _RATIOS = (0.5, 1.0, 2.0)
 _CANONICAL = 224 / 16  # px of a box's side that a stride of one stands for (FPN, eq. 1: 224 px on stride 16)
@@ -35,6 +39,32 @@ class Anchors(AnchorGenerator):
         steps = [[torch.tensor(s, device=device), torch.tensor(s, device=device)] for s in self.strides]
         boxes = torch.cat(self.grid_anchors(grids, steps))
         return [boxes for _ in image_list.image_sizes]
+
+
+class Proposals(RegionProposalNetwork):
+    """Learns from the anchors of each image alone, whatever larger one it shares a batch with.
+
+    torchvision's takes the anchors in what the batch padded for negatives; MMDetection leaves them out, as here.
+    """
+
+    def assign_targets_to_anchors(
+        self, anchors: list[torch.Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Of each image, labels (A,) 1, 0 or -1 for neither, and boxes (A, 4) that the anchors are to become."""
+        own = [_inside(boxes, target["size"]) for boxes, target in zip(anchors, targets, strict=True)]
+        assigned = super().assign_targets_to_anchors([a[i] for a, i in zip(anchors, own, strict=True)], targets)
+        labels, matched = [], []
+        for boxes, inside, label, match in zip(anchors, own, *assigned, strict=True):
+            labels.append(label.new_full((len(boxes),), -1).masked_scatter(inside, label))
+            matched.append(boxes.masked_scatter(inside[:, None], match))
+        return labels, matched
+
+
+def _inside(anchors: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Whose centres are on the image, were it padded alone."""
+    height, width = (-(-side // PADDED_TO) * PADDED_TO for side in size)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
+    return (x < width) & (y < height)
 
 
 class RoIAlign(nn.Module):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from pocketformer.dense.detection.instances import PADDED_TO
 from pocketformer.errors import UserError, WorkError
 from pocketformer.training.decoding import upright, why_unreadable
 from pocketformer.training.pixels import Normalisation
@@ -94,7 +95,7 @@ def to_input(image: Image.Image, size: Size, normalisation: Normalisation, flipp
     return found.div_(255).sub_(mean).div_(std).permute(2, 0, 1)
 
 
-def padded(images: Sequence[torch.Tensor], multiple: int = 32) -> torch.Tensor:
+def padded(images: Sequence[torch.Tensor], multiple: int = PADDED_TO) -> torch.Tensor:
     """Images (3, h, w) as one batch (B, 3, H, W), channels last: zeros on the right and below, to a multiple."""
     height, width = (max(image.shape[i] for image in images) for i in (1, 2))
     height, width = (-(-side // multiple) * multiple for side in (height, width))

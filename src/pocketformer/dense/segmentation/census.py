@@ -82,7 +82,9 @@ def take_census(
                     progress(done)
         for kind, names in wrong.items():
             if names:
-                what = _WRONG[kind].format(n=len(names), total=len(pairs), split=name, known=_known(folder))
+                what = _WRONG[kind].format(
+                    n=len(names), total=len(pairs), split=name, known=_known(folder, num_classes)
+                )
                 lines.append(f"{folder.source}: {what}: {some(names)}")
                 mistakes += len(names)
         found[name] = labels
@@ -95,13 +97,13 @@ def take_census(
     return Census(found, digest.hexdigest()[:16])
 
 
-def _known(folder: Folder) -> str:
+def _known(folder: Folder, num_classes: int | None) -> str:
     coding = folder.coding
-    if folder.classes is None:
+    if num_classes is None:
         return "none is below 0"
     first = int(coding.reduce_zero_label)
     zero = "0 and " if coding.reduce_zero_label else ""
-    return f"{first} to {first + len(folder.classes) - 1}; ignored: {zero}{coding.ignore_index}"
+    return f"{first} to {first + num_classes - 1}; ignored: {zero}{coding.ignore_index}"
 
 
 @dataclass(frozen=True)

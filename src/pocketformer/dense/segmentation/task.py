@@ -21,7 +21,9 @@ class SegmentationTask:
     def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures:
         """`targets` int64 (B, H, W): classes, or `IGNORE`."""
         logits = self.model(images)
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / targets.numel()
+        # Summed here: on a GPU the library's own sum is refused under `--deterministic`.
+        errors = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+        loss = errors.sum() / targets.numel()
         backward(loss)
         labelled = targets != IGNORE
         right = (logits.detach().argmax(1) == targets) & labelled
