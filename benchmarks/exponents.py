@@ -67,7 +67,7 @@ def row(folder: Path) -> dict:
     """Of one search: where it ended, how many of its steps cost accuracy, and its latencies by size."""
     lines = files.Lines.read(folder / "search.jsonl")
     states = points(SearchSpace.from_dict(read_config(folder)["facts"]["space"], str(folder)), lines)
-    steps = [line for line in lines if line["type"] == "executed"]
+    steps = [line for line in lines if line["type"] == "executed" and line["phase"] == "slim"]
     plain = states[0].costs
     latencies = {f"{share:g}": at_size(states, share * plain["size"]) for share in SIZES}
     return {

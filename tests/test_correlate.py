@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import runpy
+import shutil
 from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from asking import ask
-from pocketformer import SearchSpace, Selection
+from pocketformer import SearchSpace, Selection, Supernet
 from pocketformer.devices import Entry, LatencyTable, Reference, space_blocks
 from pocketformer.errors import UserError
 from pocketformer.files import Lines, read_json, write_json
@@ -27,7 +28,7 @@ from pocketformer.runs import repeated_units
 from pocketformer.supernet.inheritance import inherit_norms
 from pocketformer.supernet.sampling import LargestAlone
 from pocketformer.supernet.strata import even_strata, members_of
-from pocketformer.training import engine
+from pocketformer.training import checkpoint, engine
 from shop import write_images
 from subnets import perturbed_supernet, space_of, subnets
 from test_sampling import DESIGN, POCKET, TOY, chi_square, uniform_law
@@ -343,11 +344,29 @@ def test_what_a_search_found_is_trained_too(correlate, cli, shop, tmp_path):
         (["--supernet", "{shop}/data"], "holds no trained supernet"),
         (["--subnets", "4", "--alone", "{shop}/supernet"], "did not train the largest network alone"),
         (["--subnets", "4", "--found", "{shop}/supernet"], "architecture"),
+        (["--subnets", "4", "--found", "{network}"], "holds no search (search.jsonl)"),
+        (["--subnets", "4", "--found", "{elsewhere}"], "searched space other, not this tiny"),
+        (["--subnets", "4", "--alone", "{alone}"], "from other images than the supernet, or from another split"),
         (["--recipe", "sideways"], "no recipe 'sideways'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(correlate, shop, arguments, words, tmp_path):
-    correlate(tmp_path / "run", *(a.format(shop=shop) for a in arguments)).fails(2, words)
+    SPACE.largest.save(tmp_path / "network" / "architecture.json")
+    described = {**SPACE.to_dict(), "name": "other"} | {"design": {**SPACE.to_dict()["design"], "heads": 1}}
+    described.pop("smallest", None)
+    elsewhere, other = tmp_path / "elsewhere", SearchSpace.from_dict(described)
+    other.largest.save(elsewhere / "architecture.json")
+    checkpoint.save_tensors(elsewhere / "supernet/model.safetensors", Supernet(other, 3, distilled=False))
+    write_json(elsewhere / "supernet/config.json", {"space": other.to_dict(), "num_classes": 3})
+    with Lines(elsewhere / "search.jsonl") as lines:
+        lines.write({"type": "start", "step": 0, "selection": other.whole.to_dict(), "mes": 1.0})
+    alone = tmp_path / "alone"
+    shutil.copytree(shop / "supernet", alone)
+    config = read_json(alone / "config.json")
+    identity = {**config["identity"], "split_fingerprint": "another"}
+    write_json(alone / "config.json", {**config, "identity": identity, "trained": "alone"})
+    places = {"shop": shop, "network": tmp_path / "network", "elsewhere": elsewhere, "alone": alone}
+    correlate(tmp_path / "run", *(a.format(**places) for a in arguments)).fails(2, words)
     assert not (tmp_path / "run").exists()
 
 

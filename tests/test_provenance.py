@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from asking import ask
 from pocketformer import files
+from pocketformer.errors import UserError
+from pocketformer.pipelines import images
+from pocketformer.training.data import open_data
 from shop import open_shop
 
 torch.set_num_threads(1)
@@ -37,6 +41,12 @@ def shop(trained, tmp_path) -> Path:
 def search(shop, cli):
     given = ("search", "--supernet", shop / "supernet", "--latency", shop / "table.json")
     return partial(cli, *given, "--out", shop / "found", "--max-parameters", "60%", "--calibration", 8)
+
+
+def another_pixel(file: Path) -> None:
+    image = Image.open(file).convert("RGB")
+    image.putpixel((0, 0), (255, 0, 0))
+    image.save(file)
 
 
 def renamed(folder: Path) -> None:
@@ -96,6 +106,38 @@ def test_a_search_goes_on_with_the_files_it_began_with(shop, search, change, wha
     change(shop)
     search().fails(2, "found", f"the {what} changed since this run began")
     assert log.read_bytes() == before
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_weights_are_not_tested_on_what_they_have_seen(shop, cli, own_test):
+    """By another seed the same images are split otherwise, but for a test split that the folder has of its own."""
+    data = shop / "data"
+    if own_test:
+        shutil.move(data, shop / "all")
+        for part in ("train", "val"):
+            shutil.copytree(shop / "all", data / part)
+        for image in sorted((data / "val").rglob("*.png")):
+            another_pixel(image)
+    splits = [open_data(data, size=(16, 16), seed=seed) for seed in (0, 1)]
+    for validate in (False, True):
+        images.refuse_seen("runs/x", images.identity(splits[0]), 0, splits[0], validate)
+        other = partial(images.refuse_seen, "runs/x", images.identity(splits[0]), 0, splits[1], validate)
+        if own_test and not validate:
+            other()
+        else:
+            with pytest.raises(UserError, match="held out by" if own_test else "tested on here: give --seed 0"):
+                other()
+
+
+def test_a_training_does_not_start_from_what_has_seen_its_test(shop, search, cli):
+    search().succeeds()
+    given = ("train", "--data", shop / "data", "--architecture", shop / "found", "--epochs", 1, "--batch-size", 8)
+    start = (*given, "--seed", 1, "--out", shop / "new", "--init")
+    for weights in ("found", "supernet"):
+        cli(*start, shop / weights).fails(2, f"{weights} learned from these images as --seed 0 splits them")
+    cli(*given, "--out", shop / "network", "--init", shop / "found").succeeds()
+    cli(*start, shop / "network").fails(2, "network learned from these images as --seed 0", "give --seed 0")
+    assert not (shop / "new").exists()
 
 
 def test_a_table_says_what_it_lacks(shop, search):

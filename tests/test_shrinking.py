@@ -1,11 +1,12 @@
 """After a search: weights of the blocks that were kept, and progressive shrinking through the trajectory's states."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pocketformer import files
+from pocketformer import Selection, files
 from pocketformer.errors import UserError
 from pocketformer.pipelines import shrinking
 from pocketformer.pipelines.networks import FinalTraining
@@ -77,6 +78,27 @@ def test_a_search_hands_on_the_blocks_that_it_kept(tmp_path, final):
         torch.testing.assert_close(given(x), net.eval()(x, found))
 
 
+def test_of_siblings_the_one_that_was_found_is_taken(tmp_path):
+    """A beam keeps two of one architecture with other blocks; the later of them is the worse."""
+    folder, states, _ = searched_folder(tmp_path)
+    file = folder / "search.jsonl"
+    *others, last = files.Lines.read(file)
+    assert last["type"] == "executed"
+    found = states[-1]
+    kept = [list(slots) for slots in found.kept]
+    assert kept[2] == [1]  # of stage 3 the first FFN is left: the sibling kept the last
+    sibling = Selection.from_dict(SPACE, found.to_dict() | {"kept": [*kept[:2], [3], *kept[3:]]})
+    assert sibling.architecture == found.architecture
+    worse = {**last, "step": last["step"] + 1, "parent": last["step"] - 1, "selection": sibling.to_dict()}
+    end = {"type": "end", "step": last["step"], "status": "all budgets hold"}
+    for lines, wanted in (([last, worse, end], found), ([last, worse], sibling)):
+        file.write_text("".join(json.dumps(line) + "\n" for line in (*others, *lines)))
+        assert load_searched(folder, found.architecture).found == wanted
+    file.unlink()
+    with pytest.raises(UserError, match="holds no search"):
+        load_searched(folder, found.architecture)
+
+
 def test_an_architecture_that_the_search_never_saw_is_told(tmp_path, capfd):
     folder, _, _ = searched_folder(tmp_path)
     assert load_searched(folder, SPACE.smallest).states == (SPACE.select(SPACE.smallest),)
@@ -102,7 +124,7 @@ def test_shrinking_that_stays_where_it_is_is_ordinary_training(tmp_path, final):
     """Independent of the supernet: the largest network alone, trained by the engine on the same batches."""
     net = supernet()
     static = net.extract(SPACE.whole)
-    shrink(Searched(net, 3, (SPACE.whole,)), final(), tmp_path / "run", 6)
+    shrink(Searched(net, {"num_classes": 3}, (SPACE.whole,)), final(), tmp_path / "run", 6)
     go(tmp_path / "alone", SingleTask(static, PLAIN.label_smoothing), PLAIN)
     x = torch.randn(8, 3, 16, 16)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from pocketformer.pipelines.settings import Budget
 from pocketformer.report.reading import read_run
 from pocketformer.report.reading import states as states_drawn
 from pocketformer.runs import Ledger, repeated_units
-from pocketformer.search import Objective, Walk, beam_search, joint_search, regrow
+from pocketformer.search import Objective, Walk, beam_search, joint_search, mes, regrow
 from pocketformer.search.trajectory import (
     end_line,
     move_lines,
@@ -267,11 +268,26 @@ def run_folder(folder):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
+def in_one_unit(folder, states):
+    """States of before a correction of the table were written with latencies that it has found wrong."""
+    lines = Lines.read(folder / "search.jsonl")
+    corrections = [i for i, line in enumerate(lines) if line["type"] == "correction"]
+    if not corrections:
+        return states
+    (place,) = corrections
+    factor, late = lines[place]["factor"], [line["step"] for line in lines[place:] if line["type"] == "executed"]
+    return [
+        p if p.step in late else replace(p, costs={k: v * factor if "latency" in k else v for k, v in p.costs.items()})
+        for p in states
+    ]
+
+
 @pytest.mark.parametrize("metric", ["size", "latency", "latency:phone", "macs", "memory", "energy"])
 def test_pick_by_each_metric(tmp_path, metric):
     for i, walk in enumerate(WALKS.values()):
         folder = tmp_path / str(i)
-        states = search(folder, 1, walk).points()
+        written = search(folder, 1, walk).points()
+        states = in_one_unit(folder, written)
         run_folder(folder)
         values = sorted(p.costs[metric] for p in states)
         for budget in (values[len(values) // 2], values[0]):
@@ -286,15 +302,35 @@ def test_pick_by_each_metric(tmp_path, metric):
 
 
 def test_pick_by_a_score_and_by_every_device(tmp_path):
-    states = search(tmp_path, 1, Walk()).points()
+    states = in_one_unit(tmp_path, search(tmp_path, 1, Walk()).points())
     run_folder(tmp_path)
-    scores = sorted(p.mes for p in states)
-    assert pick(tmp_path, {}, scores[-1])["mes"] == scores[-1]
+    start = Lines.read(tmp_path / "search.jsonl")[0]
+    scores = sorted(mes(p.costs, start["units"], start["exponents"]) for p in states)
+    assert pick(tmp_path, {}, scores[-1])["mes"] == pytest.approx(scores[-1], rel=1e-12)
     limit = max(sorted(p.costs[name] for p in states)[1] for name in ("latency", "latency:phone"))
     found = pick(tmp_path, {"latency": Budget(limit)}, None)
     assert all(found["costs"][name]["value"] <= limit for name in ("latency", "latency:phone"))
     with pytest.raises(UserError, match="'latency:tablet' is unknown here; known: size, latency, latency:phone"):
         pick(tmp_path, {"latency:tablet": Budget(1.0)}, None)
+
+
+def test_pick_takes_a_share_of_what_the_search_did(tmp_path):
+    """The largest subnet as measured, not the sum of its blocks; of a search that has ended."""
+    states = in_one_unit(tmp_path, search(tmp_path, 1, Walk()).points())
+    run_folder(tmp_path)
+    middle = sorted(p.costs["latency"] for p in states)[len(states) // 2]
+    measured = {**states[0].costs, "latency": 2 * middle * 1.001}
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["facts"]["largest"] = measured
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    for share, enough in ((0.5, middle * 1.001), (0.6, 1.2 * middle * 1.001)):
+        found = pick(tmp_path, {"latency": Budget(share, relative=True)}, None)
+        assert found["step"] == pick(tmp_path, {"latency": Budget(enough)}, None)["step"]
+    assert Path(found["file"]).is_file()
+    log = tmp_path / "search.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"end"' not in line))
+    with pytest.raises(UserError, match="is not finished"):
+        pick(tmp_path, {"latency": Budget(middle)}, None)
 
 
 def test_files_of_before_are_still_read(tmp_path):

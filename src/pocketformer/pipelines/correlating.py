@@ -7,6 +7,7 @@ from random import Random
 
 from pocketformer import files
 from pocketformer.architecture import SearchSpace, Selection
+from pocketformer.errors import UserError
 from pocketformer.pipelines.networks import FinalTraining, as_result, recalibrated_score
 from pocketformer.pipelines.shrinking import load_searched
 from pocketformer.pipelines.supernets import recalibration
@@ -48,8 +49,10 @@ def found_subnets(space: SearchSpace, searches: Sequence[str]) -> dict[str, Sele
     """{"found 1": …}: what searches of the space found, with the blocks that they kept."""
     subnets = {}
     for i, folder in enumerate(searches, 1):
-        found = load_searched(Path(folder), load_architecture(folder)).found
-        subnets[f"found {i}"] = Selection.from_dict(space, found.to_dict())  # refused if it is of another space
+        searched = load_searched(Path(folder), load_architecture(folder))
+        if searched.supernet.space != space:
+            raise UserError(f"--found {folder} searched space {searched.supernet.space.name}, not this {space.name}")
+        subnets[f"found {i}"] = searched.found
     return subnets
 
 

@@ -71,6 +71,9 @@ def correlate(asked: CorrelateSettings, out: Path) -> dict:
     with Run(out, "correlate", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint, space=space.to_dict())
         run.record(supernet=files.digest(weights_of(asked.supernet)))
+        run.record(found={key: member.to_dict() for key, member in subnets.items() if key.startswith("found")})
+        if alone is not None:
+            run.record(alone=files.digest(weights_of(_inside(asked.alone))))
         if alone is None:
             alone = _train_alone(asked, run, supernet, config, recipe, data)
         inherit_norms(alone)
@@ -115,14 +118,20 @@ def _loaded(folder: str | Path) -> tuple[Supernet, dict]:
     return supernet, config
 
 
+def _inside(folder: str) -> Path:
+    inside = Path(folder) / "alone"
+    return inside if inside.is_dir() else Path(folder)
+
+
 def _given(folder: str, supernet: Supernet, config: dict) -> Supernet:
     """The largest network alone, of an earlier run of `correlate`."""
-    inside = Path(folder) / "alone"
-    net, about = _loaded(inside if inside.is_dir() else folder)
+    net, about = _loaded(_inside(folder))
     if about.get("trained") != "alone":
         raise UserError(f"--alone {folder} did not train the largest network alone: give a run of correlate")
     if net.space != supernet.space or about["classes"] != config["classes"]:
         raise UserError(f"--alone {folder} is of another space or of other classes than the supernet")
+    if about.get("identity") != config.get("identity"):
+        raise UserError(f"--alone {folder} learned from other images than the supernet, or from another split of them")
     return net
 
 

@@ -26,7 +26,7 @@ from pocketformer.pipelines.results import Compared
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import DesignSettings, stored_size
-from pocketformer.pipelines.shipping import Candidate, Measured, search_and_measure
+from pocketformer.pipelines.shipping import ROUNDS, Candidate, Measured, search_and_measure
 from pocketformer.pipelines.supernets import train_supernet
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, check_folder
@@ -67,6 +67,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         except WorkError as error:
             measured = run.path / "latency_table.json"
             raise WorkError(f"{error} (measured: {measured}, which --latency takes in another --out)") from None
+        run.record(largest=costs.largest(settings.space))  # which budgets in percent refer to
         supernet = train_supernet(
             run.path / "supernet",
             settings.space,
@@ -125,7 +126,7 @@ def _measured(chain: Chain, table: LatencyTable) -> Measured:
 
 
 def _search(
-    chain: Chain, supernet: Supernet, measured: Measured, costs: CostModel, goal: Objective
+    chain: Chain, supernet: Supernet, measured: Measured, costs: CostModel, goal: Objective, rounds: int
 ) -> tuple[list[Candidate], Trajectory]:
     settings, path, ledger = chain.settings, chain.path / "search.jsonl", chain.run.ledger
     with (
@@ -133,7 +134,7 @@ def _search(
         evaluator(supernet, chain.data, settings.seed, settings.calibration, progress) as evaluate,
         closing(Trajectory(path, settings.space.whole, costs, goal, evaluate, ledger, progress)) as trajectory,
     ):
-        candidates = search_and_measure(trajectory, measured)
+        candidates = search_and_measure(trajectory, measured, rounds)
     if len(trajectory.points()) == 1:
         say("note: the largest subnet already holds all budgets: there was nothing to search")
     for point in trajectory.points():
@@ -174,8 +175,8 @@ def _ship(
 ) -> tuple[Candidate, dict, Trajectory]:
     """Searches, trains the best candidate, exports it and times the exported file. Should that not hold the
     budgets after all, what the file took is what the search goes on with."""
-    for _ in range(_ATTEMPTS):
-        candidates, trajectory = _search(chain, supernet, measured, costs, goal)
+    for attempt in range(1, _ATTEMPTS + 1):
+        candidates, trajectory = _search(chain, supernet, measured, costs, goal, attempt * ROUNDS)
         candidate = candidates[0]
         folder = chain.path / "networks" / f"found_step{candidate.point.step}"
         name = f"found (step {candidate.point.step})"

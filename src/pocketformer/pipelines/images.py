@@ -1,6 +1,6 @@
 """Reading the images of a job, with progress and notes for the person; and single ones that a person names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -51,8 +51,23 @@ def few(names: Sequence[str]) -> str:
 def identity(data: Data) -> dict:
     """What tells these images and their splits from others. A stream is known by the names and sizes of its files."""
     counts = {split.name: len(split) for split in (data.fit, data.search, data.test)}
-    fingerprints = {"fingerprint": data.fingerprint, "split_fingerprint": data.split_fingerprint}
+    names = ("fingerprint", "split_fingerprint", "test_fingerprint")
+    fingerprints = {name: getattr(data, name) for name in names}
     return {**fingerprints, "streamed": data.fit.streamed, "images": counts}
+
+
+def refuse_seen(init: str, seen: Mapping, seed: int, data: Data, validate: bool) -> None:
+    """Raises `UserError` if weights that learned from these images, split by another seed, would be tested on some of
+    them here, or with `validate` chosen by them. `seen`: what `identity` gave there; of other images nothing is known.
+    """
+    if seen["fingerprint"] != data.fingerprint or seen["split_fingerprint"] == data.split_fingerprint:
+        return
+    tested = seen.get("test_fingerprint") != data.test_fingerprint
+    if tested or validate:
+        raise UserError(
+            f"--init {init} learned from these images as --seed {seed} splits them, also from some that are "
+            f"{'tested on' if tested else 'held out by --validate'} here: give --seed {seed}"
+        )
 
 
 def say_unreadable(data: Data) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pocketformer.architecture import SearchSpace
 from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError
+from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.refusals import check_table
 from pocketformer.pipelines.settings import parse_budget
 from pocketformer.supernet.gumbel import NOISES
@@ -64,7 +65,8 @@ class Sampling:
             return (Uniform if self.name == "uniform" else Sandwich)(space, self.random, seed)
         table = LatencyTable.load(self.latency)
         check_table(table, self.latency, space, num_classes)
-        budget = self.max_latency and parse_budget("latency", self.max_latency).of(table.latency(space.largest))
+        largest = CostModel(table, num_classes).largest(space)["latency"]
+        budget = self.max_latency and parse_budget("latency", self.max_latency).of(largest)
         rule = LatencyAware(space, table.latency, self.random, seed, budget)
         rule.range  # noqa: B018 (refuses the budget now)
         return rule

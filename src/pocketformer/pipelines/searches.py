@@ -21,7 +21,7 @@ from pocketformer.progress import say, stage
 from pocketformer.runs import Run, check_folder, read_config
 from pocketformer.search import Objective, Walk
 from pocketformer.search.metrics import amount, spread, unit_of
-from pocketformer.search.trajectory import Point, evaluations, points
+from pocketformer.search.trajectory import Point, at_last_correction, evaluations, points
 from pocketformer.training.compute import Compute
 
 
@@ -118,6 +118,7 @@ def search(
     with Run(out, "search", settings) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
         run.record(space=space.to_dict(), supernet=files.digest(weights_of(supernet_folder)), **goal.digests())
+        run.record(largest=costs.largest(space))  # which budgets in percent refer to
         path = run.path / "search.jsonl"
         with (
             stage("search") as progress,
@@ -130,7 +131,8 @@ def search(
             scored = evaluations(trajectory.lines)
             found, states = trajectory.here(), trajectory.points()
             if len(states) == 1:
-                say("note: the largest subnet already holds all budgets: there was nothing to search")
+                if target.met(found.costs):
+                    say("note: the largest subnet already holds all budgets: there was nothing to search")
                 found = replace(found, score=evaluate(space.whole, [space.whole])[0])
         if ranks.first():
             for point in states:
@@ -150,14 +152,17 @@ def pick(folder: Path, limits: Mapping[str, Budget], min_mes: float | None) -> d
     lines = files.Lines.read(folder / "search.jsonl")
     if not lines:
         raise UserError(f"{folder} holds no trajectory (search.jsonl)")
+    if not any(line["type"] == "end" for line in lines):
+        raise UserError(f"the search in {folder} is not finished: repeat its command first")
     config = read_config(folder)
     described = config["facts"].get("space") or config["settings"].get("space")
     space = SearchSpace.from_dict(described, str(folder))
-    states = [p for p in points(space, lines) if p.score.accuracy == p.score.accuracy]
+    states = at_last_correction(points(space, lines), lines)
+    states = [p for p in states if p.score.accuracy == p.score.accuracy]
     if not states:
         raise WorkError(f"the search in {folder} made no step: its largest subnet already held the budgets")
     start = lines[0]
-    largest = states[0].costs
+    largest = config["facts"].get("largest", states[0].costs)
     budgets = {name: b.of(largest[name]) for name, b in spread(limits, largest, "a budget on").items()}
     goal = Objective(budgets, min_mes, start["units"], start["exponents"])
     fitting = [p for p in states if goal.met(p.costs)]
@@ -166,7 +171,10 @@ def pick(folder: Path, limits: Mapping[str, Budget], min_mes: float | None) -> d
         reached = ", ".join(amount(name, value) for name, value in smallest.items())
         raise WorkError(f"no state of this trajectory meets the budgets; it goes down to {reached or 'a lower MES'}")
     best = max(fitting, key=lambda p: (p.score.accuracy, -p.score.loss, -p.step))
-    return _found(best, folder / "front" / f"step_{best.step:03d}.json")
+    file = folder / "front" / f"step_{best.step:03d}.json"
+    if not file.exists():  # killed just before it was written
+        best.selection.architecture.save(file)
+    return _found(replace(best, mes=goal.mes(best.costs)), file)
 
 
 def _found(point: Point, file: Path) -> dict:

@@ -16,7 +16,7 @@ from pocketformer.runs import Ledger
 from pocketformer.search.trajectory import Point
 
 SHARE = 0.9  # of the binding budget that the shipped network uses, unless the space ends
-_ROUNDS = 6  # of correcting the table by measurements
+ROUNDS = 6  # of correcting the table by measurements, for each file that is exported
 _NEIGHBOURS = 2  # states before the last that are timed with it
 # Timings of one file differ by about this much between runs; a candidate keeps the margin, so that the file
 # that ships still holds the budget when it is timed again.
@@ -72,7 +72,7 @@ def usage(candidate: Candidate, budgets: dict[str, float]) -> dict[str, float]:
     return {name: candidate.costs[name] / budget for name, budget in budgets.items()}
 
 
-def search_and_measure(trajectory: Trajectory, measured: Measured) -> list[Candidate]:
+def search_and_measure(trajectory: Trajectory, measured: Measured, rounds: int = ROUNDS) -> list[Candidate]:
     """Slims until the table says that all budgets hold, regrows what a last large step left over, then times the
     end of the trajectory and corrects the table by what it finds, until the last state holds the budgets as
     measured and uses them.
@@ -82,12 +82,13 @@ def search_and_measure(trajectory: Trajectory, measured: Measured) -> list[Candi
     """
     budgets = dict(trajectory.objective.budgets)
     candidates: dict[int, Candidate] = {}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         status = trajectory.slim()
-        trajectory.regrow(SHARE)
+        corrected = trajectory.costs.correction
+        # What is used is judged as measured, and a corrected table has the margin in it.
+        trajectory.regrow(SHARE if corrected == 1 else SHARE * (1 + MARGIN))
         points = trajectory.points()[-1 - _NEIGHBOURS :]
-        if points[-1].step in candidates:  # no move left: the space ends here
-            break
+        no_move_left = points[-1].step in candidates
         for point, found in zip(points, measured([p.selection.architecture for p in points]), strict=True):
             costs = {**trajectory.costs(point.selection), "latency": found["latency"]}
             candidates[point.step] = Candidate(point, found, costs)
@@ -96,7 +97,10 @@ def search_and_measure(trajectory: Trajectory, measured: Measured) -> list[Candi
         if _holds(last, trajectory) and used >= SHARE:
             break
         table = trajectory.costs.corrected(1.0)(last.point.selection)["latency"]
-        trajectory.correct(last.costs["latency"] * (1 + MARGIN) / table)
+        factor = last.costs["latency"] * (1 + MARGIN) / table
+        if no_move_left and factor == corrected:  # the space ends here; a file timed again gives another factor
+            break
+        trajectory.correct(factor)
     holding = [c for c in candidates.values() if _holds(c, trajectory)]
     if not holding:
         closest = min(candidates.values(), key=lambda c: max(usage(c, budgets).values(), default=0))

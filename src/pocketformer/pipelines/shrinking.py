@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, Selection
+from pocketformer.errors import UserError
 from pocketformer.pipelines.networks import FinalTraining
 from pocketformer.pipelines.supernets import load_supernet, weights_of
 from pocketformer.progress import say, stage
@@ -21,11 +22,15 @@ from pocketformer.training.tasks import SandwichTask
 
 @dataclass(frozen=True)
 class Searched:
-    """A supernet, and the states of a search on it from the largest subnet to a found one."""
+    """A supernet with its `config.json`, and the states of a search on it from the largest subnet to a found one."""
 
     supernet: Supernet
-    num_classes: int
+    config: dict
     states: tuple[Selection, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return self.config["num_classes"]
 
     @property
     def found(self) -> Selection:
@@ -33,13 +38,15 @@ class Searched:
 
 
 def load_searched(folder: Path, architecture: Architecture) -> Searched:
-    """Of a folder of `search` or `design`: up to the last state that has this architecture.
+    """Of a folder of `search` or `design`: up to the state that it found, or else the last one, with this architecture.
 
     The blocks that this state kept are the ones whose weights it was chosen for; the architecture alone would stand
     for the last blocks of each stage (contract 6.4).
     """
-    lines = files.Lines.read(folder / "search.jsonl")
-    source = folder
+    file, source = folder / "search.jsonl", folder
+    if not file.is_file():
+        raise UserError(f"{folder} holds no search (search.jsonl): give a folder of search or design")
+    lines = files.Lines.read(file)
     if not (folder / "supernet" / "model.safetensors").is_file():
         config = read_config(folder)
         source = Path(config["settings"]["supernet"])
@@ -47,12 +54,15 @@ def load_searched(folder: Path, architecture: Architecture) -> Searched:
             say(f"note: {source} was trained anew since {folder} searched it")
     supernet, config = load_supernet(source)
     reached = points(supernet.space, lines)
-    steps = [point.step for point in reached if point.selection.architecture == architecture]
+    # A beam may have kept siblings of one architecture with other blocks: the one found stands in the last line.
+    ended = [line["step"] for line in lines if line["type"] == "end"][-1:]
+    fitting = [point.step for point in reached if point.selection.architecture == architecture]
+    steps = [step for step in ended if step in fitting] or fitting
     if not steps:
         say(f"note: no state of {folder} has that architecture: it takes the last blocks of each stage")
-        return Searched(supernet, config["num_classes"], (supernet.space.select(architecture),))
+        return Searched(supernet, config, (supernet.space.select(architecture),))
     states = tuple(point.selection for point in path_to(reached, steps[-1]))  # of a beam, those that led to it
-    return Searched(supernet, config["num_classes"], states)
+    return Searched(supernet, config, states)
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,12 @@ def images_of(folder: str | os.PathLike, config: dict, size: tuple[int, int], wo
         raise UserError(f"{folder} knows the classes {few(known)}, but {config['data']} has {few(data.classes)}")
     then, now = config.get("identity"), identity(data)
     if then is not None and then["streamed"] != now["streamed"]:  # the one knows files, the other pixels
-        then, now = then["images"], now["images"]
-    if then is not None and then != now:
+        if then["images"] == now["images"]:
+            return data
+        # Unreadable files are left out before a split is drawn, but out of a stream only once they are met.
+        data = open_images(config["data"], size, config["seed"], config["bad_images"], workers, then["streamed"])
+        now = identity(data)
+    if then is not None and then != {name: now[name] for name in then}:
         raise UserError(
             f"the images of {config['data']} have changed since {folder} was trained on them, so that some that it is "
             "scored on may be among those it has seen: train a supernet on what is there now"

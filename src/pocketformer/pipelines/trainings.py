@@ -8,17 +8,18 @@ from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model, weights
 from pocketformer.models.weights import Weights
-from pocketformer.pipelines.images import open_images, say_unreadable
+from pocketformer.pipelines.images import open_images, refuse_seen, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
 from pocketformer.pipelines.shrinking import Searched, load_searched, shrink
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.pipelines.trained import is_weights_alone, load_architecture, size_to_store
 from pocketformer.progress import say
-from pocketformer.runs import Run, check_folder
+from pocketformer.runs import Run, check_folder, read_config
 from pocketformer.supernet import MetaPathSupernet, Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.answers import Cache
 from pocketformer.training.compute import Compute
+from pocketformer.training.data import Data
 from pocketformer.training.recipe import Recipe
 from pocketformer.training.teachers import check_distillation, load_teacher
 
@@ -75,9 +76,10 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
         bool(recipe.randaugment),
     )
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
-    start = _load_init(settings.init, described, len(data.classes)) if settings.init else None
+    start = _load_init(settings.init, described, data, settings.validate) if settings.init else None
     with Run(out, "train", settings.to_dict()) as run:
         run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
+        run.record(test_fingerprint=data.test_fingerprint)
         final = FinalTraining(
             data,
             recipe,
@@ -120,15 +122,17 @@ def is_search(init: str | None) -> bool:
     return init is not None and (Path(init) / "search.jsonl").is_file()
 
 
-def _load_init(init: str, described: Architecture, num_classes: int) -> Searched | Supernet | Weights:
-    """The search, supernet or weights that `--init` names; `UserError` if they do not fit."""
-    folder = Path(init)
+def _load_init(init: str, described: Architecture, data: Data, validate: bool) -> Searched | Supernet | Weights:
+    """The search, supernet or weights that `--init` names; `UserError` if they do not fit, or have seen what is tested
+    on."""
+    folder, num_classes = Path(init), len(data.classes)
     if not folder.exists():
         raise UserError(f"--init {init}: no such file or folder")
     if is_search(init):
         found = load_searched(folder, described)
         if found.num_classes != num_classes:
             raise UserError(f"--init {init} has {found.num_classes} classes, the data {num_classes}")
+        _check_seen(init, found.config, data, validate)
         return found
     if is_weights_alone(folder):
         return _checked(weights.read(folder), described, num_classes, init)
@@ -137,13 +141,22 @@ def _load_init(init: str, described: Architecture, num_classes: int) -> Searched
         supernet, config = load_supernet(folder)
         if config["num_classes"] != num_classes:
             raise UserError(f"--init {init} has {config['num_classes']} classes, the data {num_classes}")
+        _check_seen(init, config, data, validate)
         supernet.select(described)
         return supernet
     source, _ = checkpoint.load_model(folder)
     if source.architecture != described:
         raise UserError(f"--init {init} is of another architecture")
+    if (folder / "config.yaml").is_file() and "data_fingerprint" in (run := read_config(folder))["facts"]:
+        facts = {name.removeprefix("data_"): value for name, value in run["facts"].items()}
+        refuse_seen(init, facts, run["settings"]["seed"], data, validate)
     normalisation = source.pretrained_cfg["mean"], source.pretrained_cfg["std"]
     return _checked(Weights(source.state_dict(), source.resolution, normalisation), described, num_classes, init)
+
+
+def _check_seen(init: str, config: dict, data: Data, validate: bool) -> None:
+    if "identity" in config:
+        refuse_seen(init, config["identity"], config["seed"], data, validate)
 
 
 def _checked(found: Weights, described: Architecture, num_classes: int, init: str) -> Weights:

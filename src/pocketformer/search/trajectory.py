@@ -5,13 +5,13 @@ its line says the `parent` step: with a beam, and where the search goes on from 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pocketformer.architecture import SearchSpace, Selection
 from pocketformer.search.beam import Turn
 from pocketformer.search.joint import Costs, Evaluated, Move, Score, State
-from pocketformer.search.metrics import from_key, to_key
+from pocketformer.search.metrics import from_key, kind_of, to_key
 
 if TYPE_CHECKING:
     from pocketformer.search.alternatives import Round
@@ -163,6 +163,24 @@ def points(space: SearchSpace, lines: list[dict]) -> list[Point]:
         elif line["type"] == "executed":
             found.append(_point(space, line, names, line, line["phase"]))
     return found
+
+
+def at_last_correction(states: list[Point], lines: list[dict]) -> list[Point]:
+    """The states with latencies as the last correction of the table has them: a design's were written with the one that
+    was in force."""
+    factor, factors = 1.0, {0: 1.0}
+    for line in lines:
+        if line["type"] == "correction":
+            factor = line["factor"]
+        elif line["type"] == "executed":
+            factors[line["step"]] = factor
+
+    def corrected(point: Point) -> Point:
+        change = factor / factors[point.step]
+        costs = {n: v * change if kind_of(n) == "latency" else v for n, v in point.costs.items()}
+        return replace(point, costs=costs)
+
+    return [corrected(point) for point in states]
 
 
 def _point(space: SearchSpace, line: dict, names: list[str], score: dict, phase: str) -> Point:

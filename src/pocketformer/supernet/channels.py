@@ -1,7 +1,8 @@
 """The channels of a MetaPath supernet in the order of their norms, so that a narrower stage keeps the first ones.
 
 V1 cuts the width of a trained network of one width; which channels go it does not say: here those of smallest norm
-(contract 6.14). Sorted once, a cut is a slice, which computes what masking the others would, and less.
+(contract 6.14). Sorted once, a cut is a slice, which computes what masking the others would, and less; but for
+LayerNorms, whose statistics are then of the channels that are kept.
 """
 
 from collections.abc import Iterator

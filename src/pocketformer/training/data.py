@@ -113,8 +113,8 @@ class Data:
 
     `final` is fit + search. `fingerprint` is a hash of the images, labels and class names as read (of a streamed
     source: of names and sizes of files, labels and class names); `split_fingerprint` of which of them are in fit,
-    search and test. `notes` are sentences worth telling the user. `median_side` is the median short side of the
-    source images in pixels (of 200 of them where not all were looked at).
+    search and test, `test_fingerprint` of those in test. `notes` are sentences worth telling the user. `median_side`
+    is the median short side of the source images in pixels (of 200 of them where not all were looked at).
     """
 
     source: str
@@ -127,6 +127,7 @@ class Data:
     split_fingerprint: str
     notes: tuple[str, ...]
     median_side: int
+    test_fingerprint: str = ""
 
     def late_note(self) -> str | None:
         """What to tell of unreadable images that were met since the source was opened; None if there were none."""
@@ -276,6 +277,7 @@ def _split(
         split_fingerprint=_fingerprint(*(f"{part} {fact}" for part in facts for fact in facts[part])),
         notes=tuple(notes),
         median_side=median_side,
+        test_fingerprint=_fingerprint(*facts["test"]),
     )
 
 
