@@ -63,6 +63,7 @@ def ledger(args: argparse.Namespace) -> dict:
     one, network = statistics.mean(row["seconds"] for row in candidates), found[0]
     reached, k = network["accuracy"]["trained"]["accuracy"], args.candidates
     enough = [n for n in range(1, len(after) + 1) if best_of(after, n) >= reached]
+    several, least = PAPER["networks searched"], (enough or [len(after)])[0]
     seconds = {
         "supernet": supernet,
         "search": search,
@@ -75,12 +76,10 @@ def ledger(args: argparse.Namespace) -> dict:
     ratios = {
         "supernet / training of the largest": supernet / alone,
         f"{k} candidates / (supernet + search + training of the found)": k * one / ours,
-        f"the same for {PAPER['networks searched']} networks": PAPER["networks searched"]
-        * k
-        * one
-        / (supernet + PAPER["networks searched"] * (search + network["seconds"])),
+        f"the same for {several} networks": several * k * one / (supernet + several * (search + network["seconds"])),
         "candidates that cost as much as ours": ours / one,
-        "candidates as good as ours (at least, if no mean best is) / ours": (enough or [len(after)])[0] * one / ours,
+        "candidates as good as ours (at least, if no mean best is) / ours": least * one / ours,
+        f"that for {several} networks": several * least * one / (supernet + several * (search + network["seconds"])),
     }
     return {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -108,7 +107,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     own = ledger(args)
-    shown = " ".join(f"--{name} {getattr(args, name)}" for name in ("supernet", "search", "correlation"))
+    given = ("supernet", "search", "correlation", *(["alone"] if args.alone else []))
+    shown = " ".join(f"--{name} {getattr(args, name)}" for name in given)
     about = {
         "command": f"python benchmarks/ledger.py {shown}",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
