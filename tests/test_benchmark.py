@@ -191,19 +191,22 @@ def made_up(samples, base):
     field = benchmarking._Field.__new__(benchmarking._Field)
     field.entrants = {name: lineup.named(name) for name in samples}
     field.costs, field.units = {}, dict.fromkeys(samples, base)
+    samples = samples | {base: samples[next(iter(samples))]}
     field.printed = next(r for r in published_results() if r.name == "MobileNetV2x1.0")
-    return {name: field.row(name, samples) for name in samples}
+    return {name: field.row(name, samples) for name in field.entrants}
 
 
 def test_ratios_to_the_paper_and_ranks():
     names = ["efficientformerv2_s0", "efficientformerv2_s1", "efficientformerv2_s2", "efficientformerv2_l"]
     drift = [1 + 0.1 * i for i in range(9)]  # of the device: cancels in the ratios
     samples = {name: [(i + 1) * d for d in drift] for i, name in enumerate(names)}
-    rows = made_up(samples, names[0])
+    rows = made_up(samples, "MobileNetV2x1.0")
     assert [row["ratio"] for row in rows.values()] == pytest.approx([1, 2, 3, 4])
     assert rows[names[1]]["ratio95"] == pytest.approx([2, 2])
     assert rows[names[0]]["paper_ratios"]["pixel6"] == pytest.approx(20.8 / 25.3)
     assert benchmarking.agreement(list(rows.values()))["pixel6"] == {"networks": 4, "correlation": pytest.approx(1)}
+    other = made_up(samples, "MobileNetV2x1.0 at 64x64 px")  # the paper's ratios are to that at 224 px
+    assert {ratio for row in other.values() for ratio in row["paper_ratios"].values()} == {None}
     reverse = [{**row, "ratio": -row["ratio"]} for row in rows.values()]
     assert benchmarking.agreement(reverse)["a100"]["correlation"] == pytest.approx(-1)
 

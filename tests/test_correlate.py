@@ -363,7 +363,7 @@ def test_mistakes_are_told_in_one_line(correlate, shop, arguments, words, tmp_pa
     alone = tmp_path / "alone"
     shutil.copytree(shop / "supernet", alone)
     config = read_json(alone / "config.json")
-    identity = {**config["identity"], "split_fingerprint": "another"}
+    identity = {**config["identity"], "listed": {"split_fingerprint": "another"}}
     write_json(alone / "config.json", {**config, "identity": identity, "trained": "alone"})
     places = {"shop": shop, "network": tmp_path / "network", "elsewhere": elsewhere, "alone": alone}
     correlate(tmp_path / "run", *(a.format(**places) for a in arguments)).fails(2, words)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import platform
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from additive import check_that_chains_find_it
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import format_for as runtime_format
+from pocketformer.devices import host as host_file
 from pocketformer.devices import space_blocks
 from pocketformer.devices.fit import fit_entries
 from pocketformer.devices.groups import Groups
@@ -290,3 +292,19 @@ def test_a_small_space_has_no_more_networks_than_it_has():
 def test_unknown_runtimes_are_named():
     with pytest.raises(UserError, match="no runtime 'abacus'; known: onnxruntime"):
         runtime("abacus")
+
+
+# --- where
+
+
+def test_a_device_is_known_by_its_board_or_its_processor(tmp_path):
+    """64-bit ARM kernels name no processor: two boards would be one device, and take each other's tables."""
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 108.00\n\nModel\t\t: Raspberry Pi 5\n")
+    (tmp_path / "proc/device-tree/model").write_text("Raspberry Pi 5 Model B Rev 1.0\0")
+    assert host_file._processor(tmp_path) == "Raspberry Pi 5 Model B Rev 1.0"
+    (tmp_path / "proc/device-tree/model").unlink()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\n")
+    assert host_file._processor(tmp_path) == "AMD EPYC"
+    (tmp_path / "proc/cpuinfo").unlink()
+    assert host_file._processor(tmp_path) in (platform.processor(), platform.machine())

@@ -267,7 +267,11 @@ def masked(net, static, selection):
 def test_a_narrow_member_is_the_wide_one_with_its_weakest_channels_masked(widths):
     net, x = perturbed_supernet().double().eval(), images(4).double()
     sorted_ = copy.deepcopy(net)
-    sort_channels(sorted_)
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))  # as trained on several GPUs
+    for either in (sorted_, synchronised):
+        sort_channels(either)
+    for name, tensor in sorted_.state_dict().items():
+        assert torch.equal(synchronised.state_dict()[name], tensor), name
     for kinds in all_kinds()[::6]:
         assert torch.allclose(net(x, member(kinds)), sorted_(x, member(kinds)), rtol=0, atol=1e-9)
         narrow = member(kinds, widths)

@@ -197,14 +197,17 @@ def test_the_energy_of_a_processor(tmp_path):
     folder = tmp_path / "powercap"
     with pytest.raises(UserError, match="no energy counters here"):
         Counters(folder)
-    for name, value in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 990_000), ("intel-rapl:0:0", 1)):
+    zones = {"intel-rapl:0": 5_000_000, "intel-rapl:1": 990_000, "intel-rapl:0:0": 1, "intel-rapl:2": 7}
+    for name, value in zones.items():
         (folder / name).mkdir(parents=True)
+        (folder / name / "name").write_text("psys\n" if name == "intel-rapl:2" else f"package-{name[11]}\n")
         (folder / name / "energy_uj").write_text(f"{value}\n")
         (folder / name / "max_energy_range_uj").write_text("1000000\n")
 
     def work():
         (folder / "intel-rapl:0" / "energy_uj").write_text("7500000\n")
         (folder / "intel-rapl:0:0" / "energy_uj").write_text("999\n")
+        (folder / "intel-rapl:2" / "energy_uj").write_text("9000000\n")  # the platform, packages included
         (folder / "intel-rapl:1" / "energy_uj").write_text("20000\n")
 
     counters = Counters(folder)

@@ -147,6 +147,13 @@ def test_int8_is_compared_with_float32(trained, tmp_path, cli):
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_the_splits_are_those_of_the_training(trained, tmp_path, cli):
+    given = ("export", "--checkpoint", trained, "--out", tmp_path / "model.onnx", "--seed", 5)
+    cli(*given, "--int8").fails(2, "was trained with --seed 0", "give --seed 0")
+    assert not list(tmp_path.iterdir())
+    cli(*given).succeeds()  # float32 is but compared with PyTorch
+
+
 def test_a_failed_comparison_is_a_note(trained, tmp_path, cli, monkeypatch):
     def fail(*_, **__):
         raise WorkError("the runtime crashed")
@@ -177,6 +184,10 @@ def test_nothing_is_calibrated_on_the_test_split(trained, tmp_path):
     mixed = open_data(tmp_path / "photos" / "train", size=(28, 28))  # a tenth of it is set aside
     own = calibration_images(model, str(tmp_path / "photos" / "train"), mixed, (28, 28), 0)
     assert len(own) == len(mixed.fit) < 16
+    whole = open_data(tmp_path / "photos", size=(28, 28))
+    for part in ("val", "train", "train/a"):  # which of them is tested on, these splits say
+        with pytest.raises(UserError, match="lies within"):
+            calibration_images(model, str(tmp_path / "photos" / part), whole, (28, 28), 0)
     plain = calibration_images(model, str(tmp_path / "photos" / "val"), data, (28, 28), 0)
     assert (len(plain), plain.min() > 0) == (8, True)
 

@@ -1,5 +1,6 @@
 """A search belongs to the supernet, images and tables that it began with: what has changed since is refused."""
 
+import itertools
 import json
 import shutil
 from functools import partial
@@ -119,9 +120,10 @@ def test_weights_are_not_tested_on_what_they_have_seen(shop, cli, own_test):
         for image in sorted((data / "val").rglob("*.png")):
             another_pixel(image)
     splits = [open_data(data, size=(16, 16), seed=seed) for seed in (0, 1)]
-    for validate in (False, True):
-        images.refuse_seen("runs/x", images.identity(splits[0]), 0, splits[0], validate)
-        other = partial(images.refuse_seen, "runs/x", images.identity(splits[0]), 0, splits[1], validate)
+    streamed = open_data(data, size=(16, 16), seed=0, stream=True)  # known by its files, the others by their pixels
+    for validate, seen in itertools.product((False, True), map(images.identity, (splits[0], streamed))):
+        images.refuse_seen("runs/x", seen, 0, splits[0], validate)
+        other = partial(images.refuse_seen, "runs/x", seen, 0, splits[1], validate)
         if own_test and not validate:
             other()
         else:
@@ -136,7 +138,8 @@ def test_a_training_does_not_start_from_what_has_seen_its_test(shop, search, cli
     for weights in ("found", "supernet"):
         cli(*start, shop / weights).fails(2, f"{weights} learned from these images as --seed 0 splits them")
     cli(*given, "--out", shop / "network", "--init", shop / "found").succeeds()
-    cli(*start, shop / "network").fails(2, "network learned from these images as --seed 0", "give --seed 0")
+    for weights in ("network", "network/model.safetensors"):
+        cli(*start, shop / weights).fails(2, f"{weights} learned from these images as --seed 0", "give --seed 0")
     assert not (shop / "new").exists()
 
 

@@ -1,11 +1,13 @@
 """Devices that cannot run Python: models emitted, timed by a stand-in that knows only their folder, and imported."""
 
+import datetime
 import json
 import math
 import shutil
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -110,6 +112,7 @@ def test_round_trip_through_a_stand_in_device(emitted, device, space_file, tmp_p
     space = SearchSpace.load(space_file)
     assert table.missing(space) == []
     assert table.fingerprint["measured"] == "elsewhere"
+    assert table.fingerprint["date"] == datetime.date.today().isoformat()  # the script's
     assert table.fingerprint["runtime"] == "onnxruntime"
     assert len(table.check.networks) == 3
     assert table.check.repeatability is not None
@@ -142,6 +145,7 @@ def agreement_of(local, imported, space):
 
 # A device whose times follow from the files' sizes alone, behind the command line of trtexec.
 _TRTEXEC = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
 for argument; do
     case $argument in
         --onnx=*) onnx=${argument#--onnx=} ;;
@@ -158,7 +162,7 @@ done
 
 
 @needs_sh
-def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
+def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path, monkeypatch):
     there = tmp_path / "jetson"
     shutil.copytree(emitted, there)
     (tmp_path / "trtexec").write_text(_TRTEXEC)
@@ -168,12 +172,21 @@ def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
     subprocess.run(run, check=True, **where)
     logs = sorted((there / "logs").rglob("*.txt"))
     models = len(list((there / "models").iterdir()))
+    about = (there / "logs" / "about.json").read_text()
+    today = datetime.date.today().isoformat()
+    (there / "logs" / "about.json").write_text(about.replace(today, "2020-02-20"))  # begun on another day
     assert sum(log.name != "reference.txt" for log in logs) == 2 * (models - 1)
     before = {log: log.stat().st_mtime_ns for log in logs}
     logs[3].unlink()
     subprocess.run(run, check=True, **where)  # goes on with what is missing
     again = {log for log in logs if log.stat().st_mtime_ns != before[log]}
     assert again == {log for log in logs if log.parent == logs[3].parent}  # one sitting, the reference among it
+
+    assert '"date": "2020-02-20"' in (there / "logs" / "about.json").read_text()
+    (there / "logs" / "about.json").write_text(about)
+    built = [line for line in (tmp_path / "calls").read_text().splitlines() if "--onnx" in line]
+    assert len(built) == models
+    assert all("--noTF32" in line for line in built)  # float32, as the table will say
 
     engines = set((there / "engines").iterdir())
     where["env"]["ARGS"] = "--fp16"
@@ -184,6 +197,7 @@ def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
     assert set((there / "engines").iterdir()) == engines
     table = import_file(there / "logs", None, tmp_path / "table.json")
     assert (table.fingerprint["runtime"], table.fingerprint["precision"]) == ("tensorrt", "float32")
+    assert table.fingerprint["date"] == datetime.date.today().isoformat()
     size = (there / "models" / "reference.onnx").stat().st_size
     assert table.reference.latency == pytest.approx(0.05 + size / 1e5, abs=1e-5)
     assert table.check.repeatability == pytest.approx(0)
@@ -193,6 +207,11 @@ def test_round_trip_through_a_stand_in_trtexec(emitted, tmp_path):
     subprocess.run(run, check=True, **where)
     assert len(set((there / "engines").iterdir())) == 2  # engines of other arguments are others
     assert import_file(there / "logs", None, tmp_path / "half.json").fingerprint["precision"] == "float16"
+    half = [line for line in (tmp_path / "calls").read_text().splitlines() if "--onnx" in line and "--fp16" in line]
+    assert len(half) == models
+    assert not any("--noTF32" in line for line in half)
+    monkeypatch.chdir(there / "logs")
+    assert import_file(Path(), None, tmp_path / "here.json").fingerprint["precision"] == "float16"
 
 
 # A phone that is a folder of this machine.
@@ -248,6 +267,7 @@ def test_android_scripts_with_a_stand_in_phone(tmp_path, format, suffix, variabl
     assert about == {"manifest": "0" * 64, "threads": 2, "passes": 2, "runtime": format} | {
         "device": 'a "new" phone',
         "os": 'Android a "new" phone',
+        "date": datetime.date.today().isoformat(),
     }
     calls = (phone / "calls").read_text().splitlines()
     assert measure().returncode == 0
@@ -287,6 +307,7 @@ def test_times_noted_by_hand(emitted, tmp_path):
     (tmp_path / "about.json").write_text(json.dumps(about))
     table = import_file(tmp_path / "times.csv", emitted / "manifest.json", tmp_path / "table.json")
     assert table.fingerprint["device"] == "iPhone 15"
+    assert "date" not in table.fingerprint  # nobody said when
     assert table.check.repeatability == pytest.approx(0, abs=1e-9)  # the reference drifted alike
 
 

@@ -174,7 +174,14 @@ def test_supernet_alone(tmp_path):
     write_metrics(run / "metrics.jsonl", 90, True, 0)
     reader = Reader(write_report([run]).read_text(encoding="utf-8"))
     assert len(reader.figures) == 1
-    assert "Not in this folder (yet): comparison, the search" in reader.visible
+    assert "Not in this folder" not in reader.visible
+    assert "largest subnet" in json.dumps(reader.figures)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    plain = [{k: v for k, v in line.items() if k != "loss_smallest"} for line in lines]  # `--sampling uniform`
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in plain))
+    figures = json.dumps(Reader(write_report([run]).read_text(encoding="utf-8")).figures)
+    assert "mean of the subnets" in figures
+    assert "largest subnet" not in figures
 
 
 def test_search_alone(tmp_path, design_run):
@@ -196,6 +203,15 @@ def test_single_training(tmp_path):
     reader = Reader(write_report([run]).read_text(encoding="utf-8"))
     assert len(reader.figures) == 1
     assert "Stage 3: grid 14 × 14" in reader.visible
+    assert "to classes" in reader.visible  # how many nobody said
+    test = {"accuracy": 0.8765, "interval95": [0.86, 0.89], "correct": 1753, "images": 2000, "split": "test"}
+    write_json(run / "results.json", {"command": "train", "parameters": 123456, "test": test})
+    write_json(run / "config.json", {"classes": ["a", "b", "c"]})
+    visible = Reader(write_report([run]).read_text(encoding="utf-8")).visible
+    for words in ("87.65 %", "Accuracy, test split", "123,456", "to 3 classes"):
+        assert words in visible
+    assert "Not in this folder" not in visible
+    assert Reader(write_report([run, run], tmp_path / "both.html").read_text()).visible.count("87.65 %") == 4
 
 
 def test_run_that_has_only_begun_and_damaged_files(tmp_path):

@@ -1,6 +1,7 @@
 """Runtimes: crashes stay in their process, damaged and unfit files and names are told in one line."""
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -83,6 +84,43 @@ def test_a_worker_ends_with_its_caller():
     else:
         pytest.fail("the worker outlives its caller")
     assert not Path(folder).exists()
+
+
+def report_forever(progress):
+    while True:
+        progress(os.getpid(), os.environ["TMPDIR"])
+        time.sleep(0.02)
+
+
+def test_a_worker_ends_with_its_caller_in_the_middle_of_its_work():
+    code = (
+        "import os, signal\nfrom pocketformer.runtimes.worker import Worker\nfrom test_runtimes import report_forever\n"
+        "def end(pid, folder):\n    print(pid, folder, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Worker().call(report_forever, what='work', progress=end)"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=here)
+    pid, folder = found.stdout.split()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() and not Path(folder).exists():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the worker, or its folder, outlives its caller")
+
+
+def file_of(module):
+    return importlib.import_module(module).__file__
+
+
+def test_files_in_the_folder_of_the_user_are_not_run(tmp_path, monkeypatch):
+    for name in ("numpy", "queue", "onnx"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name} was run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with Worker() as worker:
+        for name in ("numpy", "queue", "onnx"):
+            assert Path(worker.call(file_of, name, what="import")).parent != tmp_path
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_a_runtime_unpacks_goes_with_its_process():

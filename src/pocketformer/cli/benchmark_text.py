@@ -2,7 +2,7 @@
 
 from pocketformer.cli.summary import aligned
 
-_HEADER = ("network", "M params", "GMACs", "median ms", "spread", "ratio", "95 % interval")
+_HEADER = ("network", "M params", "GMACs", "median ms", "IQR ms", "ratio", "95 % interval")
 _HEADER += ("Pixel 6", "iPhone 12", "A100", "MES", "top-1 %")
 _NOTE = """\
 ratio: to MobileNetV2 x1.0 ({unit}), with a 95 % interval; Pixel 6 (CPU, all ReLU), iPhone 12 (NPU), A100 (GPU,

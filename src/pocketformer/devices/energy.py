@@ -68,13 +68,19 @@ class Power:
         return self.watts * self.table.latency(architecture)  # W x ms
 
 
+def _is_package(zone: Path) -> bool:
+    """Not `psys`, which laptops have beside them: the whole platform, its packages included."""
+    name = zone / "name"
+    return not name.is_file() or name.read_text(encoding="ascii", errors="replace").startswith("package")
+
+
 class Counters:
     """The energy counters of the processor's packages (RAPL, Intel and AMD on Linux), which count everything that
     the packages do. Raises `UserError` where there are none, or none that this user may read."""
 
     def __init__(self, folder: Path = _COUNTERS):
         zones = sorted(folder.glob("intel-rapl:*"))  # a package's own parts are intel-rapl:0:1, ...
-        self._zones = [zone for zone in zones if zone.name.count(":") == 1]
+        self._zones = [zone for zone in zones if zone.name.count(":") == 1 and _is_package(zone)]
         if not self._zones:
             raise UserError(f"no energy counters here (no {folder}/intel-rapl:0): give the watts, or a table of mJ")
         self.read()

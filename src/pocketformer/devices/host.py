@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,10 +36,22 @@ def _gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+def _processor(root: Path = Path("/")) -> str:
+    """What tells this device from others: a board by its model (ARM processors give no name), else the processor."""
+    board = _text(root / "proc/device-tree/model").strip("\0\n ")
+    lines = _text(root / "proc/cpuinfo").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware"))]
-    return names[0] if names else platform.processor() or platform.machine()
+    if board or names:
+        return board or names[0]
+    if platform.system() == "Darwin":  # `platform.processor()` is "arm" on all of them
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        if name := subprocess.run(asked, capture_output=True, text=True).stdout.strip():
+            return name
+    return platform.processor() or platform.machine()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

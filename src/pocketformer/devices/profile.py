@@ -5,6 +5,7 @@ table is checked on further networks, in two passes whose difference is the repe
 in groups beside a reference network, whose drift is taken out; an interrupted profile goes on.
 """
 
+import datetime
 import os
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,7 @@ def profile(
     groups = Groups(write, format, rounds, seed, Path(work), compared)
     measured = groups.measure(parts, partial(Bench, runtime_name, threads, device), progress)
     fingerprint = {key: value for key, value in settings.items() if key not in ("space", "num_classes")}
+    fingerprint["date"] = datetime.date.today().isoformat()
     return tabulate(plan, measured, fingerprint)
 
 

@@ -36,6 +36,7 @@ def import_table(source: Path, manifest_path: Path | None = None) -> LatencyTabl
     """
     if not source.exists():
         raise UserError(f"results not found: {source}")
+    source = source.absolute()  # so that folders above are found
     manifest = Manifest.load(manifest_path or _find_manifest(source))
     results = read_results(source)
     for key in _NEEDED:

@@ -1,6 +1,5 @@
 """From times to a table: block costs, their correction and the check, wherever the times were measured."""
 
-import datetime
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +47,7 @@ def tabulate(plan: Plan, groups: Sequence[Group], fingerprint: Mapping[str, Any]
         for chain in sorted(plan.chains.values(), key=lambda chain: chain.repeats)
     }
     about = {"precision": "float32", "grids": [list(grid) for grid in plan.space.grids]}
-    about |= {"resolution": list(plan.space.resolution), "date": datetime.date.today().isoformat()}
+    about |= {"resolution": list(plan.space.resolution)}
     return LatencyTable(
         entries={key: Entry(ms, interquartile_range(samples[key]), samples[key]) for key, ms in entries.items()},
         constant=constant,

@@ -172,7 +172,11 @@ class _Field:
             "mes": score,
             "top1": list(entrant.top1),
             "paper": result.to_dict() if result else None,
-            "paper_ratios": {where: result.ratio(where, self.printed) if result else None for where in DEVICES},
+            # Theirs are to MobileNetV2 at 224 px, whatever the network's own size.
+            "paper_ratios": {
+                where: result.ratio(where, self.printed) if result and self.units[name] == UNIT else None
+                for where in DEVICES
+            },
             "samples": [round(sample, 6) for sample in samples[name]],
         }
 

@@ -24,8 +24,13 @@ def calibration_images(
 
     Of the fit split, never of what is tested on: that of `data` without `source`, else that of the data set or of
     the folder with train/. Of any other folder, files at any depth (no classes needed). Raises `UserError` if
-    there are none.
+    there are none, and for a folder inside the data's own, which the splits do not know.
     """
+    if source is not None and Path(data.source).resolve() in Path(source).resolve().parents:
+        raise UserError(
+            f"--calibration {source} lies within {data.source}, whose splits decide what is tested on: give "
+            f"{data.source} itself, or images of another place"
+        )
     if source is not None and _is_plain(Path(source), data):
         split = _of_folder(Path(source), stored, seed)
     else:
@@ -54,7 +59,9 @@ def _of_folder(folder: Path, stored: tuple[int, int], seed: int) -> Split:
         try:
             with Image.open(paths[index]) as image:
                 pixels.append(to_pixels(image, stored))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # not an image, or a broken one
+        except MemoryError:
+            raise
+        except Exception:  # not an image, or a broken one: decoders raise whatever they like
             continue
         if len(pixels) == IMAGES:
             break

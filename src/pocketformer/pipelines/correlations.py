@@ -7,7 +7,7 @@ from pocketformer import files
 from pocketformer.errors import UserError
 from pocketformer.pipelines.agreement import FEWEST, need_scipy, summarised
 from pocketformer.pipelines.correlating import Stages, draw_subnets, found_subnets, trained_range
-from pocketformer.pipelines.images import say_unreadable
+from pocketformer.pipelines.images import record_images, same_images, say_unreadable
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import images_of, load_supernet, train_supernet, weights_of
 from pocketformer.progress import say
@@ -69,7 +69,8 @@ def correlate(asked: CorrelateSettings, out: Path) -> dict:
     check_folder(out, "correlate", settings)
     data = images_of(asked.supernet, config, stored_size(space), asked.workers)
     with Run(out, "correlate", settings) as run:
-        run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint, space=space.to_dict())
+        record_images(run, data)
+        run.record(space=space.to_dict())
         run.record(supernet=files.digest(weights_of(asked.supernet)))
         run.record(found={key: member.to_dict() for key, member in subnets.items() if key.startswith("found")})
         if alone is not None:
@@ -130,7 +131,7 @@ def _given(folder: str, supernet: Supernet, config: dict) -> Supernet:
         raise UserError(f"--alone {folder} did not train the largest network alone: give a run of correlate")
     if net.space != supernet.space or about["classes"] != config["classes"]:
         raise UserError(f"--alone {folder} is of another space or of other classes than the supernet")
-    if about.get("identity") != config.get("identity"):
+    if not same_images(about.get("identity"), config.get("identity")):
         raise UserError(f"--alone {folder} learned from other images than the supernet, or from another split of them")
     return net
 

@@ -18,7 +18,7 @@ from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
-from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.images import open_images, record_images
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
 from pocketformer.pipelines.profiling import profile_space, time_networks
 from pocketformer.pipelines.refusals import check_measured_here, check_table, refuse_small_budgets, refuse_unreachable
@@ -55,7 +55,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         _objective(settings, CostModel(latency, len(data.classes), settings.teacher is not None))
     teacher = load_teacher(settings.teacher, data.classes, settings.space.resolution) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict()) as run:
-        run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
+        record_images(run, data)
         chain = Chain(settings, run, data, settings.teacher is not None)
         if (run.path / "results.json").exists():
             return files.read_json(run.path / "results.json")

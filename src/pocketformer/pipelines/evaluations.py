@@ -6,11 +6,10 @@ import torch
 
 from pocketformer.deploy import SUFFIXES, format_by_name, runtime_of
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import few, open_images, say_unreadable
+from pocketformer.pipelines.images import few, open_images, say_unreadable, split_otherwise
 from pocketformer.pipelines.networks import as_result, test_result
-from pocketformer.pipelines.trained import is_weights_alone, load_trained
+from pocketformer.pipelines.trained import is_weights_alone, learned_from, load_trained
 from pocketformer.progress import say
-from pocketformer.runs import read_config
 from pocketformer.runtimes import runtime
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import normalisation_of
@@ -52,7 +51,7 @@ def evaluate_checkpoint(
         say(f"note: {path} names no classes; the data's are taken in sorted order")
     elif list(data.classes) != config["classes"]:
         raise UserError(f"{path} knows the classes {few(config['classes'])}, but the data has {few(data.classes)}")
-    _warn_of_trained_images(folder, data)
+    _warn_of_trained_images(target if alone else folder, data)
     if file is None:
         result = test_result(model, data, workers)[1]
         say_unreadable(data)
@@ -77,11 +76,8 @@ def _exported(target: Path, folder: Path, format: str | None, runtime_name: str)
     return file
 
 
-def _warn_of_trained_images(folder: Path, data: Data) -> None:
+def _warn_of_trained_images(weights: Path, data: Data) -> None:
     """The same images split otherwise: some that are tested on were trained on."""
-    if not (folder / "config.yaml").is_file():
-        return
-    facts = read_config(folder)["facts"]
-    same = facts.get("data_fingerprint") == data.fingerprint
-    if same and facts.get("split_fingerprint") != data.split_fingerprint:
+    known = learned_from(weights)
+    if known is not None and split_otherwise(known[0], data)[1]:
         say("warning: this network was trained with another --seed, on some of the images it is tested on here")

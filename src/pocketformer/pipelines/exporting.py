@@ -13,9 +13,9 @@ from pocketformer.devices.measure import paired_ratios
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines.calibration import calibration_images
-from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.images import open_images, split_otherwise
 from pocketformer.pipelines.networks import as_result
-from pocketformer.pipelines.trained import load_trained
+from pocketformer.pipelines.trained import learned_from, load_trained
 from pocketformer.progress import say, stage
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import eval_batches, normalisation_of
@@ -53,7 +53,12 @@ def export_checkpoint(
     size = tuple(config["data"].get("stored_size", model.resolution))
     images = open_images(source, size, seed, "skip", workers)
     batch = next(iter(eval_batches(images.search, _IMAGES, model.resolution, normalisation_of(model))))[0]
-    calibration = None
+    calibration, known = None, learned_from(checkpoint)
+    if settings.precision != "float32" and known is not None and split_otherwise(known[0], images)[0]:
+        raise UserError(
+            f"{checkpoint} was trained with --seed {known[1]}, which splits these images otherwise: give --seed "
+            f"{known[1]}, so that none of its test images calibrates the file, and none that it learned from judges it"
+        )
     if settings.precision == "int8":
         calibration = calibration_images(model, settings.calibration, images, size, seed)
     if config["classes"] is None:

@@ -8,6 +8,7 @@ from PIL import Image
 from pocketformer import ranks
 from pocketformer.errors import UserError
 from pocketformer.progress import say, stage
+from pocketformer.runs import Run, read_config
 from pocketformer.training.data import Data, open_data, streams
 from pocketformer.training.decoding import upright, why_unreadable
 from pocketformer.training.sources import find
@@ -53,17 +54,42 @@ def identity(data: Data) -> dict:
     counts = {split.name: len(split) for split in (data.fit, data.search, data.test)}
     names = ("fingerprint", "split_fingerprint", "test_fingerprint")
     fingerprints = {name: getattr(data, name) for name in names}
-    return {**fingerprints, "streamed": data.fit.streamed, "images": counts}
+    return {**fingerprints, "listed": dict(data.listed), "streamed": data.fit.streamed, "images": counts}
+
+
+def record_images(run: Run, data: Data) -> None:
+    """What the run learns from, or is scored on. Resumed it must find the same, which may have other names by then."""
+    run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
+    run.record(test_fingerprint=data.test_fingerprint)
+    if ranks.first() and "listed" not in read_config(run.path)["facts"]:
+        run.record(listed=dict(data.listed))
+
+
+def same_images(one: Mapping | None, other: Mapping | None) -> bool:
+    """Whether two trainings learned from the same images, split alike, as far as their `identity` tells."""
+    if one is None or other is None:
+        return one is other
+    if one.get("listed") and other.get("listed"):
+        return one["listed"] == other["listed"]
+    return one["streamed"] != other["streamed"] or one["split_fingerprint"] == other["split_fingerprint"]
+
+
+def split_otherwise(seen: Mapping, data: Data) -> tuple[bool, bool]:
+    """Whether these are the images of `seen`, an `identity`, but split otherwise; and whether test is another part of
+    them. Of other images nothing is known."""
+    then, now = seen, identity(data)
+    if then.get("listed") and now["listed"]:  # whether streamed, known by their files, or read, known by their pixels
+        then, now = then["listed"], now["listed"]
+    if then["fingerprint"] != now["fingerprint"] or then["split_fingerprint"] == now["split_fingerprint"]:
+        return False, False
+    return True, then.get("test_fingerprint") != now["test_fingerprint"]
 
 
 def refuse_seen(init: str, seen: Mapping, seed: int, data: Data, validate: bool) -> None:
     """Raises `UserError` if weights that learned from these images, split by another seed, would be tested on some of
-    them here, or with `validate` chosen by them. `seen`: what `identity` gave there; of other images nothing is known.
-    """
-    if seen["fingerprint"] != data.fingerprint or seen["split_fingerprint"] == data.split_fingerprint:
-        return
-    tested = seen.get("test_fingerprint") != data.test_fingerprint
-    if tested or validate:
+    them here, or with `validate` chosen by them."""
+    differs, tested = split_otherwise(seen, data)
+    if tested or (differs and validate):
         raise UserError(
             f"--init {init} learned from these images as --seed {seed} splits them, also from some that are "
             f"{'tested on' if tested else 'held out by --validate'} here: give --seed {seed}"

@@ -13,7 +13,7 @@ from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import interquartile_range
 from pocketformer.devices.opening import open_all
 from pocketformer.devices.operators import Comparison, Operator, comparisons
-from pocketformer.errors import WorkError, first_line
+from pocketformer.errors import UserError, WorkError, first_line
 from pocketformer.pipelines.benchmarking import fingerprint
 from pocketformer.progress import say, stage
 
@@ -149,6 +149,8 @@ def _write(
                     path = folder / f"{len(files)}{SUFFIXES[format.NAME]}"
                     operator.write(format, repeats, path, batch)
                     files[_session(name, repeats)] = path
+            except UserError:  # what the format needs is not here
+                raise
             except Exception as error:  # converters raise many types
                 failed[name] = first_line(error)
             progress.advance(note=name)

@@ -158,7 +158,7 @@ def time_networks(
     the table's reference network.
 
     {name: {"latency": ms with the device's drift since the table taken out, "raw": ms as the clock showed,
-    "spread": ms, "rounds"}}.
+    "spread": ms, "rounds", "sessions"}}; of the sessions the middle one's, and how many there were.
     """
     format = format_for(runtime_name)
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
@@ -183,5 +183,5 @@ def time_networks(
 
 def _middle(found: list[WholeMeasurement]) -> dict[str, float]:
     middle = sorted(found, key=lambda m: m.latency)[len(found) // 2]
-    rounds = _WHOLE_ROUNDS * len(found)
-    return {"latency": middle.latency, "raw": middle.raw.median, "spread": middle.spread, "rounds": rounds}
+    times = {"latency": middle.latency, "raw": middle.raw.median, "spread": middle.spread}
+    return {**times, "rounds": _WHOLE_ROUNDS, "sessions": len(found)}

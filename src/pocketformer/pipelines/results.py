@@ -92,6 +92,7 @@ def collect(
                 "raw": latency["raw"],
                 "spread": latency["spread"],
                 "rounds": latency["rounds"],
+                "sessions": latency.get("sessions"),  # None: measured before they were told
             },
             "usage": usage,
             "mes": goal.mes(final_costs),

@@ -11,6 +11,7 @@ from pocketformer.devices import LatencyTable
 from pocketformer.devices.energy import EnergyTable, Power
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel
+from pocketformer.pipelines.images import record_images
 from pocketformer.pipelines.methods import Asked
 from pocketformer.pipelines.refusals import check_table, refuse_unreachable
 from pocketformer.pipelines.scoring import evaluator
@@ -116,7 +117,7 @@ def search(
     if calibration > len(data.fit):
         say(f"note: fit has but {len(data.fit)} images for norms to take their statistics from (--calibration)")
     with Run(out, "search", settings) as run:
-        run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
+        record_images(run, data)
         run.record(space=space.to_dict(), supernet=files.digest(weights_of(supernet_folder)), **goal.digests())
         run.record(largest=costs.largest(space))  # which budgets in percent refer to
         path = run.path / "search.jsonl"

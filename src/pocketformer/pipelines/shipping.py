@@ -22,7 +22,7 @@ _NEIGHBOURS = 2  # states before the last that are timed with it
 # that ships still holds the budget when it is timed again.
 MARGIN = 0.015
 
-# name -> architecture to name -> {"latency", "raw", "spread", "rounds"}, ms
+# name -> architecture to name -> {"latency", "raw", "spread", "rounds", "sessions"}, ms
 Timer = Callable[[dict[str, Architecture]], dict[str, dict[str, float]]]
 
 

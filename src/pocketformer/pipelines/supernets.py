@@ -9,7 +9,7 @@ from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.architecture.results import space_costs
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import few, identity, open_images, say_unreadable
+from pocketformer.pipelines.images import few, identity, open_images, record_images, say_unreadable
 from pocketformer.pipelines.networks import as_result, recalibrated_score
 from pocketformer.pipelines.sampling import Choice, Sampling
 from pocketformer.pipelines.settings import stored_size
@@ -121,7 +121,8 @@ def images_of(folder: str | os.PathLike, config: dict, size: tuple[int, int], wo
         # Unreadable files are left out before a split is drawn, but out of a stream only once they are met.
         data = open_images(config["data"], size, config["seed"], config["bad_images"], workers, then["streamed"])
         now = identity(data)
-    if then is not None and then != {name: now[name] for name in then}:
+    # Files may have other names since, if they hold the same.
+    if then is not None and any(then[name] != now[name] for name in then if name != "listed"):
         raise UserError(
             f"the images of {config['data']} have changed since {folder} was trained on them, so that some that it is "
             "scored on may be among those it has seen: train a supernet on what is there now"
@@ -187,7 +188,7 @@ def supernet_run(
         targets = Taught(targets, guide, distillation)
     targets = targets if plain or space.metapath else InPlace(targets)
     with Run(out, "supernet", settings) as run:
-        run.record(data_fingerprint=images.fingerprint, split_fingerprint=images.split_fingerprint)
+        record_images(run, images)
         if isinstance(rule, LatencyAware):
             run.record(latency_range=list(rule.range))  # a table that has changed draws other subnets
         net = train_supernet(

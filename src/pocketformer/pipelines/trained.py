@@ -7,6 +7,7 @@ from pocketformer.architecture.design import Grid
 from pocketformer.deploy import format_by_name
 from pocketformer.errors import UserError
 from pocketformer.models import Network, weights
+from pocketformer.runs import read_config
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import stored_size
 
@@ -28,6 +29,20 @@ def is_weights_alone(path: Path) -> bool:
         described = all(path.with_name(name).is_file() for name in ("architecture.json", "config.json"))
         return path.is_file() and not described and not weights.is_supernet(path.parent)
     return path.is_file() and format_by_name(path) is None
+
+
+def learned_from(weights: str | Path) -> tuple[dict, int] | None:
+    """What a run's weights learned from (`images.identity`, as far as it is known) and the seed that split it: of the
+    run that the file or folder lies in, at most three folders up. None: of no run of ours."""
+    path = Path(weights).resolve()
+    for folder in [path, *path.parents][:4]:
+        if (folder / "config.yaml").is_file():
+            config = read_config(folder)
+            facts, seed = config["facts"], config["settings"].get("seed")
+            if "split_fingerprint" not in facts or seed is None:
+                return None
+            return {"fingerprint": facts["data_fingerprint"], **facts}, seed
+    return None
 
 
 def load_trained(path: Path, architecture: str | None) -> tuple[Network, dict]:

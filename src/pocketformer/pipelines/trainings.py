@@ -8,13 +8,13 @@ from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model, weights
 from pocketformer.models.weights import Weights
-from pocketformer.pipelines.images import open_images, refuse_seen, say_unreadable
+from pocketformer.pipelines.images import open_images, record_images, refuse_seen, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
 from pocketformer.pipelines.shrinking import Searched, load_searched, shrink
 from pocketformer.pipelines.supernets import load_supernet
-from pocketformer.pipelines.trained import is_weights_alone, load_architecture, size_to_store
+from pocketformer.pipelines.trained import is_weights_alone, learned_from, load_architecture, size_to_store
 from pocketformer.progress import say
-from pocketformer.runs import Run, check_folder, read_config
+from pocketformer.runs import Run, check_folder
 from pocketformer.supernet import MetaPathSupernet, Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.answers import Cache
@@ -78,8 +78,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
     start = _load_init(settings.init, described, data, settings.validate) if settings.init else None
     with Run(out, "train", settings.to_dict()) as run:
-        run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
-        run.record(test_fingerprint=data.test_fingerprint)
+        record_images(run, data)
         final = FinalTraining(
             data,
             recipe,
@@ -134,6 +133,8 @@ def _load_init(init: str, described: Architecture, data: Data, validate: bool) -
             raise UserError(f"--init {init} has {found.num_classes} classes, the data {num_classes}")
         _check_seen(init, found.config, data, validate)
         return found
+    if known := learned_from(folder):
+        refuse_seen(init, *known, data, validate)
     if is_weights_alone(folder):
         return _checked(weights.read(folder), described, num_classes, init)
     config_file = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
@@ -147,9 +148,6 @@ def _load_init(init: str, described: Architecture, data: Data, validate: bool) -
     source, _ = checkpoint.load_model(folder)
     if source.architecture != described:
         raise UserError(f"--init {init} is of another architecture")
-    if (folder / "config.yaml").is_file() and "data_fingerprint" in (run := read_config(folder))["facts"]:
-        facts = {name.removeprefix("data_"): value for name, value in run["facts"].items()}
-        refuse_seen(init, facts, run["settings"]["seed"], data, validate)
     normalisation = source.pretrained_cfg["mean"], source.pretrained_cfg["std"]
     return _checked(Weights(source.state_dict(), source.resolution, normalisation), described, num_classes, init)
 

@@ -116,15 +116,17 @@ def training_curves(record: Record) -> list[Plot]:
     plots, single = [], []
     for name, lines in record.trainings.items():
         if record.is_supernet(name):
-            data = []
+            data, sandwich = [], any("loss_smallest" in line for line in lines[:1])
             for (key, title), colour in zip(_LOSSES, COLOURS, strict=False):
+                if key == "loss" and not sandwich:
+                    title = "mean of the subnets"
                 kept, values = _usable(lines, key)
                 if kept:
                     data += _curve(title, kept, values, colour)
             if data:
                 caption = (
-                    "Loss of each training step on the fit split. With in-place distillation only the "
-                    "largest subnet learns from labels, the others from its output: levels do not compare."
+                    "Loss of each training step on the fit split. With in-place distillation the largest "
+                    "subnet learns from labels, the others also from its output: levels do not compare."
                 )
                 picture = figure(data, axis("Step"), axis("Training loss"))
                 plots.append(Plot("supernet_loss", "Supernet", picture, caption))

@@ -114,9 +114,9 @@ def _stage_title(j: int, architecture: Architecture, selection: Selection | None
     return ", ".join(parts)
 
 
-def diagram(architecture: Architecture, selection: Selection | None = None, num_classes: int = 1000) -> str:
+def diagram(architecture: Architecture, selection: Selection | None = None, num_classes: int | None = None) -> str:
     """The network as an `<svg>`. With a selection the slots of the supernet that were removed stand faint."""
-    blocks = architecture.blocks(None, num_classes, distilled=False)
+    blocks = architecture.blocks(None, num_classes or 1000, distilled=False)
     first, head = blocks[0], blocks[-1]
     downs = [b for b in blocks if b.kind == "downsampling"]
     names = iter([_name(b) for b in blocks if b.kind in ("ffn", "attention")])
@@ -152,9 +152,8 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
             parts.append(_block(10 + i * (_BOX + _GAP), y + 2 * _LABEL + 4, kind, ratio, name, most, i))
         y += frame + 2
     parts.append(_arrow(y))
-    parts.append(
-        _line_box(y + 20, f"Head: mean of {grids[-1][0]} × {grids[-1][1]}, {head.width} to {num_classes} classes")
-    )
+    classes = f"{num_classes} classes" if num_classes else "classes"
+    parts.append(_line_box(y + 20, f"Head: mean of {grids[-1][0]} × {grids[-1][1]}, {head.width} to {classes}"))
     height = y + 20 + 30
     attention = sum(isinstance(b, Attention) for s in architecture.stages for b in s.blocks)
     total = sum(len(s.blocks) for s in architecture.stages)

@@ -48,7 +48,7 @@ def write_figures(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
         groups.append((prefix, _plots(record)))
         architecture, selection = chosen_network(record)
         if architecture is not None:
-            drawing = diagram.diagram(architecture, selection, _classes(record))
+            drawing = diagram.diagram(architecture, selection, record.num_classes)
             path = folder / f"{prefix}architecture.svg"
             files.write_text(path, diagram.standalone(drawing))
             written.append(path)
@@ -89,11 +89,6 @@ def _plots(record: Record) -> list[Plot]:
     return [plot for plot in made if plot is not None]
 
 
-def _classes(record: Record) -> int:
-    named = part(record.results, "data", "classes", default=[])
-    return len(named) if named else part(record.table, "num_classes", default=1000)
-
-
 class _Page:
     """Counts the plots of a page, so that each has its own id."""
 
@@ -126,7 +121,7 @@ def _drawing(record: Record) -> str:
     architecture, selection = chosen_network(record)
     if architecture is None:
         return ""
-    drawn = diagram.diagram(architecture, selection, _classes(record))
+    drawn = diagram.diagram(architecture, selection, record.num_classes)
     note = "Data flows from top to bottom, in each stage from left to right."
     return f"<p class='muted'>{note}</p><div class='scroll'>{drawn}</div>"
 
@@ -146,7 +141,8 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
         ("training", "Training", "".join(training)),
         ("settings", "Versions, fingerprints and settings", tables.provenance(record)),
     ]
-    missing = [title.lower() for name, title, content in contents if not content and _expected(record, name)]
+    expected = _EXPECTED.get(record.command, _WHOLE)
+    missing = [title.lower() for name, title, content in contents if not content and name in expected]
     remarks = [f"Not in this folder (yet): {', '.join(missing)}."] if missing else []
     remarks += [f"Could not be read: {problem}" for problem in record.problems]
     links = "".join(f"<a href='#{prefix}{name}'>{safe(title)}</a>" for name, title, content in contents if content)
@@ -164,9 +160,14 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
     )
 
 
-def _expected(record: Record, section: str) -> bool:
-    """Whether to say of a section that it is missing."""
-    return section == "correlation" if record.command == "correlate" else section not in ("correlation", "settings")
+# Which sections to say of that they are missing.
+_WHOLE = ("comparison", "search", "architecture", "latency", "training")
+_EXPECTED = {
+    "correlate": ("correlation",),
+    "search": ("search", "architecture"),
+    "supernet": ("training",),
+    "train": ("architecture", "training"),
+}
 
 
 def _side_by_side(records: list[Record], page: _Page) -> str:
@@ -179,10 +180,10 @@ def _side_by_side(records: list[Record], page: _Page) -> str:
         latency = part(shipped, "latency", "measured")
         shown = f"{ms(latency)} measured" if latency else f"{ms(last.get('latency'))} predicted" if last else "—"
         cells = (
-            count(shipped.get("parameters") or last.get("parameters")),
+            count(shipped.get("parameters") or last.get("parameters") or record.results.get("parameters")),
             shown,
             percent(row.get("accuracy_search", last.get("accuracy"))),
-            percent(part(row, "test", "accuracy")),
+            percent(part(sections.tested(record), "accuracy")),
         )
         link = f"<a href='#r{i}-top'>{safe(record.title)}</a>"
         rows += f"<tr><th scope='row'>{link}</th>{''.join(f'<td>{safe(c)}</td>' for c in cells)}</tr>"

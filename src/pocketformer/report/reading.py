@@ -41,6 +41,7 @@ class Record:
     search: list[dict] = field(default_factory=list)
     table: dict = field(default_factory=dict)
     correlation: dict = field(default_factory=dict)
+    network: dict = field(default_factory=dict)  # config.json: of a trained network, or of the supernet searched
     trainings: dict[str, list[dict]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     title: str = ""  # the folder's name, or more of its path where names repeat
@@ -59,6 +60,11 @@ class Record:
     def min_mes(self) -> float | None:
         start = next((line for line in self.search if line.get("type") == "start"), {})
         return part(self.results, "min_mes") or start.get("min_mes")
+
+    @property
+    def num_classes(self) -> int | None:
+        named = part(self.results, "data", "classes", default=[]) or part(self.network, "classes", default=[])
+        return len(named) or part(self.table, "num_classes") or part(self.network, "num_classes")
 
     def is_supernet(self, name: str) -> bool:
         return any({"loss_smallest", "loss_random_1"} & set(line) for line in self.trainings[name][:1])
@@ -86,6 +92,11 @@ def read_run(path: str | Path) -> Record:
     record.results = _object(record, "results.json", "results")
     record.table = _object(record, "latency_table.json", "latency table")
     record.correlation = _object(record, "correlation.json", "correlation")
+    searched = part(record.config, "settings", "supernet")  # of a search the folder, of a design the recipe
+    others = [Path(searched), Path(searched) / "supernet"] if isinstance(searched, str) else []
+    for folder in (path, path / "supernet", *others):
+        if (folder / "config.json").is_file() and not record.network:
+            record.network = _object(record, folder.absolute() / "config.json", "configuration")
     record.search = _lines(record, "search.jsonl")
     for name, file in _metrics(record).items():
         if lines := [line for line in _lines(record, file) if "step" in line]:
@@ -93,7 +104,7 @@ def read_run(path: str | Path) -> Record:
     return record
 
 
-def _object(record: Record, name: str, what: str) -> dict:
+def _object(record: Record, name: str | Path, what: str) -> dict:
     if not (record.path / name).is_file():
         return {}
     try:

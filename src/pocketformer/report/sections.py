@@ -39,6 +39,11 @@ def found_row(record: Record) -> dict:
     return next((row for row in rows if row.get("name") == "found"), {})
 
 
+def tested(record: Record) -> dict:
+    """On test: the found network of a design, or the one that was trained."""
+    return part(found_row(record), "test", default={}) or part(record.results, "test", default={})
+
+
 def asked(record: Record) -> str:
     """What was asked for: images, device, budgets."""
     results, settings = record.results, part(record.config, "settings", default={})
@@ -68,8 +73,10 @@ def asked(record: Record) -> str:
 
 def outcome(record: Record) -> str:
     """The cards: parameters, measured latency, accuracy."""
-    shipped, test = part(record.results, "shipped", default={}), part(found_row(record), "test", default={})
+    shipped, test = part(record.results, "shipped", default={}), tested(record)
     cards = []
+    if not shipped and is_number(record.results.get("parameters")):
+        cards.append(card(count(record.results["parameters"]), "Parameters"))
     if shipped:
         macs = f"{millions(shipped.get('macs'))} multiply-adds, {size(shipped.get('peak_memory'))} peak memory"
         cards.append(card(count(shipped.get("parameters")), "Parameters", macs))
@@ -77,6 +84,8 @@ def outcome(record: Record) -> str:
         if is_number(latency.get("measured")):
             spread = f", spread {ms(latency['spread'])}" if is_number(latency.get("spread")) else ""
             rounds = f", {count(latency['rounds'])} rounds" if "rounds" in latency else ""
+            if latency.get("sessions"):
+                rounds += f" of the middle one of {count(latency['sessions'])} sessions"
             note = f"predicted {ms(latency.get('predicted'))}{spread}{rounds}"
             cards.append(card(ms(latency["measured"]), "Latency, measured", note))
         elif is_number(latency.get("predicted")):
@@ -161,10 +170,9 @@ def checks(record: Record) -> str:
     rows = []
     if training:
         teacher = training.get("teacher") or "none"
-        text = (
-            f"{count(training.get('epochs'))} epochs, {count(training.get('steps'))} steps, "
-            f"starting from: {training.get('init')}; teacher: {teacher}"
-        )
+        epochs = f"{training['epochs']:g}" if is_number(training.get("epochs")) else "not known"
+        steps = f", {count(training['steps'])} steps" if is_number(training.get("steps")) else ""
+        text = f"{epochs} epochs{steps}, starting from: {training.get('init')}; teacher: {teacher}"
         rows.append(("Final training", safe(text)))
     if export:
         numbers = [export.get("max_difference"), export.get("logits_std")]

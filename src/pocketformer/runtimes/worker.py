@@ -61,7 +61,8 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": self._folder.name}
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), _COMPILED))
-        command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+        # -P: a `numpy.py` in the folder where the user happens to be is not ours to run.
+        command = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, env=environment)
 
@@ -100,19 +101,25 @@ def serve() -> None:
         answers.write(data)
         answers.flush()
 
-    while True:
-        try:
-            function, arguments, reports = pickle.load(sys.stdin.buffer)
-        except EOFError:  # the caller was killed, and cannot do it
-            if os.path.basename(folder := tempfile.gettempdir()).startswith(_PREFIX):
-                shutil.rmtree(folder, ignore_errors=True)
-            return
-        try:
-            extra = {"progress": lambda *value: answer("progress", value)} if reports else {}
-            answer("done", function(*arguments, **extra))
-        except (UserError, WorkError) as error:
-            answer("error", error)
-        except Exception as error:
-            import traceback
+    try:
+        while True:
+            _serve_one(answer)
+    except (EOFError, BrokenPipeError):  # the caller was killed, and cannot do it
+        if os.path.basename(folder := tempfile.gettempdir()).startswith(_PREFIX):
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)  # without another try to send what is left
 
-            answer("error", RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+
+def _serve_one(answer: Callable[[str, Any], None]) -> None:
+    function, arguments, reports = pickle.load(sys.stdin.buffer)
+    try:
+        extra = {"progress": lambda *value: answer("progress", value)} if reports else {}
+        answer("done", function(*arguments, **extra))
+    except (UserError, WorkError) as error:
+        answer("error", error)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        import traceback
+
+        answer("error", RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))

@@ -55,7 +55,7 @@ class Channels:
 
 
 def normed(norm: nn.Module) -> list[torch.Tensor]:
-    running = [norm.running_mean, norm.running_var] if isinstance(norm, nn.BatchNorm2d) else []
+    running = [norm.running_mean, norm.running_var] if isinstance(norm, nn.modules.batchnorm._BatchNorm) else []
     return [norm.weight, norm.bias, *running]
 
 

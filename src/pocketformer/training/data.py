@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -113,8 +113,10 @@ class Data:
 
     `final` is fit + search. `fingerprint` is a hash of the images, labels and class names as read (of a streamed
     source: of names and sizes of files, labels and class names); `split_fingerprint` of which of them are in fit,
-    search and test, `test_fingerprint` of those in test. `notes` are sentences worth telling the user. `median_side`
-    is the median short side of the source images in pixels (of 200 of them where not all were looked at).
+    search and test, `test_fingerprint` of those in test. `listed`: the same three of the images as they are listed
+    (names and sizes), streamed or not; empty of sources that are read in order. `notes` are sentences worth telling
+    the user. `median_side` is the median short side of the source images in pixels (of 200 of them where not all
+    were looked at).
     """
 
     source: str
@@ -128,6 +130,7 @@ class Data:
     notes: tuple[str, ...]
     median_side: int
     test_fingerprint: str = ""
+    listed: Mapping[str, str] = field(default_factory=dict)
 
     def late_note(self) -> str | None:
         """What to tell of unreadable images that were met since the source was opened; None if there were none."""
@@ -263,9 +266,19 @@ def _split(
     rows = split_rows(found, labels, classes, seed, notes)
     targets = torch.from_numpy(labels)
     splits = {name: Split(name, images, targets, torch.from_numpy(chosen)) for name, chosen in rows.items()}
-    facts = {
-        part: [f"{classes[labels[row]]} {identify(row)}" for row in rows[part]] for part in ("fit", "search", "test")
-    }
+
+    def fingerprints(identify: Callable[[int], str]) -> dict[str, str]:
+        names = [f"class {name}" for name in classes]
+        facts = {
+            part: [f"{classes[labels[row]]} {identify(row)}" for row in rows[part]]
+            for part in ("fit", "search", "test")
+        }
+        return {
+            "fingerprint": _fingerprint(*names, *chain.from_iterable(facts.values())),
+            "split_fingerprint": _fingerprint(*(f"{part} {fact}" for part in facts for fact in facts[part])),
+            "test_fingerprint": _fingerprint(*facts["test"]),
+        }
+
     return Data(
         source=found.source,
         classes=classes,
@@ -273,11 +286,10 @@ def _split(
         search=splits["search"],
         final=splits["fit+search"],
         test=splits["test"],
-        fingerprint=_fingerprint(*(f"class {name}" for name in classes), *chain.from_iterable(facts.values())),
-        split_fingerprint=_fingerprint(*(f"{part} {fact}" for part in facts for fact in facts[part])),
         notes=tuple(notes),
         median_side=median_side,
-        test_fingerprint=_fingerprint(*facts["test"]),
+        listed=fingerprints(found.identify) if found.identify else {},
+        **fingerprints(identify),
     )
 
 

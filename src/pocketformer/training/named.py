@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from pocketformer import ranks
 from pocketformer.errors import UserError
 from pocketformer.training.shards import find_shards
 from pocketformer.training.sources import Found, Load, Sample, stamp_of
@@ -61,8 +62,8 @@ class _MapSets:
 def find_named(source: str, prefix: str, name: str) -> Found:
     """Finds the train and the test split of a data set of timm; downloads it where its library can.
 
-    Under `torch.distributed`, sets that are read in order (hfids, tfds, wds on the web) give each process its
-    share only: open them before.
+    Sets that are read in order (hfids, tfds, wds on the web) are refused under `torchrun`: their readers would give
+    each process its share only.
     """
     if prefix == "torch" and name.lower() in ("folder", "image_folder"):
         raise UserError(f"{source}: give the path of the folder itself")
@@ -90,6 +91,12 @@ def find_named(source: str, prefix: str, name: str) -> Found:
     if not any(isinstance(part, IterableDataset) for part in parts):
         sets = _MapSets(tuple(parts), " ".join(words))
         return Found(**facts, name=sets.name, load=sets.load, labels=sets.labels, identify=sets.identify)
+
+    if ranks.count() > 1:
+        raise UserError(
+            f"{source}: is read in order, and its reader would give each process of torchrun another part of it: train "
+            "in one process, or write the images into a folder"
+        )
 
     def in_order() -> Iterator[tuple[int, Load]]:
         for part, count, first in zip(parts, counts, (0, counts[0]), strict=False):

@@ -75,7 +75,7 @@ class Recipe(Entries):
         **dict.fromkeys(("label_smoothing", "drop_path", "ema"), SHARE),
         "layer_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
         "erase": (lambda x: 0 <= x <= 1, "from 0 to 1"),
-        "repeats": (lambda x: x >= 1, "at least 1"),
+        "repeats": (lambda x: 1 <= x < math.inf, "at least 1"),
     }
     whole: ClassVar = ("batch_size", "checkpoint_every", "repeats", "freeze")
     optional: ClassVar = ("drop_path",)
@@ -172,7 +172,7 @@ class Recipe(Entries):
         `where`."""
         values = dict(values)
         base = values.pop("base", None)
-        if base is not None and base not in RECIPES:
+        if base is not None and (not isinstance(base, str) or base not in RECIPES):
             raise UserError(f"{where}: base {base!r} is no recipe; known: {', '.join(RECIPES)}")
         return cls.made(partial(cls.named, base) if base else cls, values, where)
 

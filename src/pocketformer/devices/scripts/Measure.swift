@@ -60,7 +60,8 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
         $0.withMemoryRebound(to: CChar.self, capacity: 1) { String(cString: $0) }
     }
     let results: [String: Any] = [
-        "manifest": manifest, "device": device, "os": ProcessInfo.processInfo.operatingSystemVersionString,
+        "manifest": manifest, "date": String(ISO8601DateFormatter().string(from: Date()).prefix(10)),
+        "device": device, "os": ProcessInfo.processInfo.operatingSystemVersionString,
         "runtime": "coreml", "on": units == .all ? "all units" : "\(units.rawValue)", "passes": found,
     ]
     let data = try JSONSerialization.data(withJSONObject: results)

@@ -13,16 +13,18 @@ field() {  # name, value; nothing without a value
     [ -z "$2" ] || printf ', "%s": "%s"' "$1" "$(printf %s "$2" | tr -d '\r' | sed 's/["\\]/\\&/g')"
 }
 
-settings() {  # writes logs/about.json; logs of other settings are neither used nor added to
+settings() {  # writes logs/about.json, with the day it began; logs of other settings are neither used nor added to
     about=$(printf '{"manifest": "@@manifest", "threads": %s, "passes": %s' "$THREADS" "$PASSES"
         field args "$ARGS"; field device "$DEVICE"; field os "$OS"; field runtime "$RUNTIME"
         field on "$ON"; field precision "$PRECISION"; echo '}')
     mkdir -p logs
-    if [ -e logs/about.json ] && [ "$(cat logs/about.json)" != "$about" ]; then
-        echo "logs/ was measured otherwise ($(cat logs/about.json), now $about): move it away first" >&2
+    if [ -e logs/about.json ]; then
+        before=$(sed 's/, "date": "[^"]*"//' logs/about.json)
+        [ "$before" != "$about" ] || return 0
+        echo "logs/ was measured otherwise ($before, now $about): move it away first" >&2
         exit 1
     fi
-    printf '%s\n' "$about" > logs/about.json
+    printf '%s, "date": "%s"}\n' "${about%\}}" "$(date +%Y-%m-%d)" > logs/about.json
 }
 
 in_order() {  # suffix: names of all models but the reference, in each pass others first

@@ -13,6 +13,8 @@ case " $ARGS " in
     *" --fp16 "*) PRECISION=float16 ;;
     *" --bf16 "*) PRECISION=bfloat16 ;;
 esac
+TF32=''
+[ -n "$PRECISION" ] || TF32=--noTF32 # float32 is float32, as `pocketformer export` builds it
 settings
 # Engines of other models or arguments are others.
 engines=engines/$(printf '%s' "@@manifest $ARGS" | cksum | cut -d ' ' -f 1)
@@ -20,7 +22,7 @@ mkdir -p "$engines"
 
 build() {  # model, log
     [ -s "$engines/$1.engine" ] ||
-        { "$TRTEXEC" --onnx="models/$1.onnx" --saveEngine="$engines/$1.part" --skipInference \
+        { "$TRTEXEC" --onnx="models/$1.onnx" --saveEngine="$engines/$1.part" --skipInference $TF32 \
             --timingCacheFile="$engines/timing.cache" $ARGS > "$2" 2>&1 && mv "$engines/$1.part" "$engines/$1.engine"; }
 }
 

@@ -4,10 +4,12 @@ Writes results.json, which `pocketformer profile --import results.json` reads.
 """
 
 import argparse
+import datetime
 import hashlib
 import json
 import platform
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -44,6 +46,23 @@ def check(models: Path, manifest: dict) -> None:
             raise SystemExit(f"models/{model['file']} is not the file of manifest.json: copy the folder again")
 
 
+def device() -> str:
+    """A board's model, else the processor's name."""
+    cpu = "/proc/cpuinfo"
+    for file, start in (("/proc/device-tree/model", ""), (cpu, "model name"), (cpu, "Hardware")):
+        try:
+            lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        if found := [line for line in lines if line.startswith(start)]:
+            return found[0].rpartition(": ")[2].strip("\0 ")
+    if platform.system() == "Darwin":
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        if name := subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout.strip():
+            return name
+    return platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
@@ -72,11 +91,12 @@ def main() -> None:
             print(f"pass {number + 1} of {args.passes}: {min(start + args.group, len(names))} of {len(names)} models")
     results = {
         "manifest": manifest["id"],
-        "device": platform.processor() or platform.machine(),
+        "device": device(),
         "os": f"{platform.system()} {platform.release()}",
         "runtime": "onnxruntime",
         "version": onnxruntime.__version__,
         "threads": args.threads,
+        "date": datetime.date.today().isoformat(),
         "passes": passes,
     }
     (here / "results.json").write_text(json.dumps(results), encoding="utf-8")
