@@ -15,6 +15,7 @@ from asking import ask
 from pocketformer import files
 from pocketformer.errors import UserError
 from pocketformer.pipelines import images
+from pocketformer.pipelines.trained import learned_from
 from pocketformer.training.data import open_data
 from shop import open_shop
 
@@ -141,6 +142,19 @@ def test_a_training_does_not_start_from_what_has_seen_its_test(shop, search, cli
     for weights in ("network", "network/model.safetensors"):
         cli(*start, shop / weights).fails(2, f"{weights} learned from these images as --seed 0", "give --seed 0")
     assert not (shop / "new").exists()
+
+
+def test_somebody_elses_settings_beside_the_weights_are_passed_over(tmp_path):
+    """A `config.yaml` is nothing rare in a folder of projects."""
+    weights = tmp_path / "project/weights/s0.pth"
+    for text in ("model: s0\n", "- 1\n", "a: [", "command: train\nsettings: {}\nfacts: {}\n"):
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project/config.yaml").write_text(text)
+        assert learned_from(weights) is None
+    config = {"command": "train", "versions": {}, "settings": {"seed": 3}}
+    facts = {"data_fingerprint": "a", "split_fingerprint": "b"}
+    (tmp_path / "project/config.yaml").write_text(json.dumps({**config, "facts": facts}))
+    assert learned_from(weights) == ({"fingerprint": "a", **facts}, 3)
 
 
 def test_a_table_says_what_it_lacks(shop, search):

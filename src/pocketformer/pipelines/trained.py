@@ -37,7 +37,10 @@ def learned_from(weights: str | Path) -> tuple[dict, int] | None:
     path = Path(weights).resolve()
     for folder in [path, *path.parents][:4]:
         if (folder / "config.yaml").is_file():
-            config = read_config(folder)
+            try:
+                config = read_config(folder)
+            except UserError:  # somebody else's: weights may lie anywhere
+                continue
             facts, seed = config["facts"], config["settings"].get("seed")
             if "split_fingerprint" not in facts or seed is None:
                 return None

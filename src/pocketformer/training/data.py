@@ -279,6 +279,8 @@ def _split(
             "test_fingerprint": _fingerprint(*facts["test"]),
         }
 
+    read = fingerprints(identify)
+    listed = read if identify == found.identify else fingerprints(found.identify) if found.identify else {}
     return Data(
         source=found.source,
         classes=classes,
@@ -288,8 +290,8 @@ def _split(
         test=splits["test"],
         notes=tuple(notes),
         median_side=median_side,
-        listed=fingerprints(found.identify) if found.identify else {},
-        **fingerprints(identify),
+        listed=listed,
+        **read,
     )
 
 
