@@ -4,6 +4,7 @@ All of it goes to stderr; stdout is for results.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,21 +50,38 @@ class Stage:
 
 
 class _Lines(Stage):
+    """A line at the beginning, one at the end, and between them one every ten seconds, whether anything came of them
+    or not: a converter may work for minutes on a single file."""
+
     def __init__(self, *args):
         super().__init__(*args)
+        self._closed, self._told = threading.Event(), threading.Lock()
         self._last = time.monotonic()
         print(f"{self.name} …", file=sys.stderr, flush=True)
+        self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(max(self._last + _LINE_EVERY - time.monotonic(), 0.01)):
+            self._show()
 
     def _show(self) -> None:
-        if time.monotonic() - self._last < _LINE_EVERY:
-            return
-        self._last = time.monotonic()
+        with self._told:
+            if self._closed.is_set() or time.monotonic() - self._last < _LINE_EVERY:
+                return
+            self._last = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        counted = f"{self.done}/{self.total}" if self.total else str(self.done) if self.done else ""
         left = self.seconds_left
-        parts = [f"{self.name}: {self.done}" + (f"/{self.total}" if self.total else ""), self.text]
-        parts.append(f"{duration(left)} left" if left is not None else "")
-        print(", ".join(p for p in parts if p), file=sys.stderr, flush=True)
+        passed = f"{duration(time.monotonic() - self._began)} so far"
+        parts = [counted, self.text, passed if left is None else f"{duration(left)} left"]
+        return f"{self.name}: " + ", ".join(p for p in parts if p)
 
     def close(self, whole: bool) -> None:
+        self._closed.set()
+        self._thread.join()
         if whole:
             took = duration(time.monotonic() - self._began)
             print(f"{self.name}: done in {took}" + (f" ({self.text})" if self.text else ""), file=sys.stderr)
@@ -79,6 +97,7 @@ class _Bar(Stage):
             rich.TextColumn("{task.description:<28}"),
             rich.BarColumn(),
             rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
             rich.TimeRemainingColumn(),
             rich.TextColumn("{task.fields[note]}"),
         )

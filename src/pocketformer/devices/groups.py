@@ -71,7 +71,12 @@ class Groups:
                         fresh = True
                         for names, key in zip(groups, keys, strict=True):
                             if key not in done:
-                                samples = self._group(bench, [*names, *copies[key]], fresh, models, count)
+
+                                def told(text: str, count: int = count, part: str = part) -> None:
+                                    if progress is not None:
+                                        progress(count, total, f"{part}, {text}")
+
+                                samples = self._group(bench, [*names, *copies[key]], fresh, models, count, told)
                                 done[key] = {"part": part, "process": process, "samples": samples}
                                 journal.write(done[key])
                                 fresh = False
@@ -83,7 +88,9 @@ class Groups:
                 shutil.rmtree(models, ignore_errors=True)
         return measured
 
-    def _group(self, bench: Bench, names: list[str], fresh: bool, models: Path, index: int) -> dict[str, list[float]]:
+    def _group(
+        self, bench: Bench, names: list[str], fresh: bool, models: Path, index: int, told: Callable[[str], None]
+    ) -> dict[str, list[float]]:
         """Of equal files the one loaded last is some per cent faster: each has a random place, and the reference
         stays the same session for all groups of a process."""
         models.mkdir(parents=True, exist_ok=True)
@@ -91,13 +98,19 @@ class Groups:
         random.Random(self.seed + index).shuffle(order)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            for name in order:
+            for i, name in enumerate(order, 1):
+                told(f"write model {i} of {len(order)}")
                 path = models / f"candidate{SUFFIXES[self.format.NAME]}"
                 self.write(name.partition(_COPY)[0], path)
                 bench.load(name, path)
                 files.remove(path, self.format.COMPANION)  # not written over: some runtimes still read from it
         names = [*names, REFERENCE]
-        samples = bench.interleave(names, self.rounds, seed=self.seed + index, fastest=True, seconds=_SECONDS)
+
+        def timed(done: int, rounds: int) -> None:
+            told(f"time {len(names)} models: round {done} of {rounds}")
+
+        options = {"fastest": True, "seconds": _SECONDS}
+        samples = bench.interleave(names, self.rounds, progress=timed, seed=self.seed + index, **options)
         bench.drop(names[:-1])
         return {name: [round(ms, 6) for ms in times] for name, times in samples.items()}
 

@@ -40,11 +40,13 @@ def profile_space(
 
         def report(done: int, total: int, what: str) -> None:
             nonlocal journal
-            # Groups that an earlier process measured are reported too; only work of this one changes the journal.
-            before, journal = journal, files.Lines.read(work / JOURNAL)
+            finished = done != progress.done
             progress.update(done, what, total)
-            if ledger and journal != before:
-                ledger.did("profile", done)
+            if ledger and finished:
+                # Groups that an earlier process measured are reported too; only work of this one changes the journal.
+                before, journal = journal, files.Lines.read(work / JOURNAL)
+                if journal != before:
+                    ledger.did("profile", done)
 
         table = profile(
             space,
