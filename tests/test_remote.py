@@ -258,6 +258,11 @@ def test_android_scripts_with_a_stand_in_phone(tmp_path, format, suffix, variabl
 
     done = measure()
     assert (done.returncode, done.stderr) == (0, "")
+    told = [line for line in done.stdout.splitlines() if line.startswith("pass ")]
+    assert len(told) == 2 * (9 + 5)  # one of each model and sitting
+    assert told[0] == "pass 1 of 2, 0 of 12: reference"
+    assert told[-1].startswith("pass 2 of 2, 12 of 12: ")
+    assert done.stdout.splitlines()[-1].endswith("pocketformer profile --import logs --out table.json")
     logs = {path.relative_to(folder / "logs"): path for path in (folder / "logs").rglob("*.txt")}
     groups = [{path.stem for path in logs.values() if path.parent.name == g} for g in ("pass1_000", "pass2_001")]
     assert [len(group) for group in groups] == [9, 5]

@@ -22,7 +22,7 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
     configuration.computeUnits = units
 
     var found: [[String: [Double]]] = []
-    for _ in 0..<passes {
+    for number in 1...passes {
         let order = others.shuffled()
         for start in stride(from: 0, to: order.count, by: group) {
             var runs: [(String, () throws -> Void)] = []
@@ -37,6 +37,7 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
                 for i in 0..<values.count { values[i] = NSNumber(value: Float.random(in: -1...1)) }
                 let input = try MLDictionaryFeatureProvider(dictionary: [name: values])
                 runs.append((url.deletingPathExtension().lastPathComponent, { _ = try model.prediction(from: input) }))
+                print("pass \(number) of \(passes), \(start) of \(order.count): \(url.lastPathComponent) loaded")
             }
             var samples: [String: [Double]] = [:]
             for _ in 0..<rounds {
@@ -67,4 +68,5 @@ func measure(units: MLComputeUnits = .all, passes: Int = 2, rounds: Int = 20, gr
     let data = try JSONSerialization.data(withJSONObject: results)
     try data.write(to: FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)[0]
         .appendingPathComponent("results.json"))
+    print("done: take results.json out of the app's documents, then: pocketformer profile --import results.json")
 }

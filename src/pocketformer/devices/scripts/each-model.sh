@@ -41,19 +41,36 @@ is_whole() {  # group's folder, models
     done
 }
 
+beat() {  # model; a tool may take minutes to build one
+    while sleep 10 > /dev/null 2>&1; do echo "    still at $1"; done
+}
+
+watched() {  # model, log
+    beat "$1" &
+    beating=$!
+    status=0
+    run "$1" "$2" < /dev/null || status=$?
+    kill $beating
+    wait $beating 2> /dev/null || true
+    return $status
+}
+
 each_model() {  # suffix
-    pass=1
+    pass=1 models=$(in_order "$1" | wc -l)
+    echo "$((models)) models in $PASSES passes, in groups of eight and the reference; interrupted, it goes on"
     while [ "$pass" -le "$PASSES" ]; do
         in_order "$1" | xargs -n 8 | {
-            count=0
+            count=0 begun=0
             while read -r names; do
                 group=logs/pass${pass}_$(printf %03d $count)
-                count=$((count + 1))
+                count=$((count + 1)) first=$begun begun=$((begun + $(echo $names | wc -w)))
                 is_whole "$group" reference $names && continue
                 rm -rf "$group"
                 mkdir "$group"
                 for name in reference $names; do
-                    if ! run "$name" "$group/$name.part" < /dev/null; then
+                    [ "$name" = reference ] || first=$((first + 1))
+                    echo "pass $pass of $PASSES, $first of $((models)): $name"
+                    if ! watched "$name" "$group/$name.part"; then
                         echo "$name failed: $(tail -n 1 "$group/$name.part")" >&2
                         exit 1
                     fi
@@ -63,4 +80,5 @@ each_model() {  # suffix
         }
         pass=$((pass + 1))
     done
+    echo "done: copy logs/ back (it is all that is needed), then: pocketformer profile --import logs --out table.json"
 }

@@ -63,6 +63,18 @@ def device() -> str:
     return platform.processor() or platform.machine()
 
 
+class Progress:
+    """Lines for who waits: one when a group is done, and one every ten seconds in between."""
+
+    def __init__(self, passes: int, models: int):
+        self.passes, self.models, self.last = passes, models, time.monotonic()
+
+    def tell(self, number: int, done: int, doing: str = "") -> None:
+        if not doing or time.monotonic() - self.last >= 10:
+            self.last = time.monotonic()
+            print(f"pass {number} of {self.passes}: {done} of {self.models} models{doing}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
@@ -76,19 +88,25 @@ def main() -> None:
     names = sorted(path.stem for path in (here / "models").glob("*.onnx") if path.stem != "reference")
     rng = random.Random(0)
     passes = []
-    for number in range(args.passes):
+    progress = Progress(args.passes, len(names))
+    print(f"{len(names)} models in {args.passes} passes; results.json is written at the end", flush=True)
+    for number in range(1, args.passes + 1):
         rng.shuffle(names)
         for start in range(0, len(names), args.group):
             group = [*names[start : start + args.group], "reference"]
             opened = rng.sample(group, len(group))
-            runs = {name: open_model(here / "models" / f"{name}.onnx", args.threads) for name in opened}
+            runs = {}
+            for name in opened:
+                runs[name] = open_model(here / "models" / f"{name}.onnx", args.threads)
+                progress.tell(number, start, f", opening {name}")
             calls = {name: min(max(int(2 / max(fastest(run, 2), 1e-3)), 2), 20) for name, run in runs.items()}
             samples = {name: [] for name in group}
-            for _ in range(args.rounds):
+            for done in range(args.rounds):
                 for name in rng.sample(group, len(group)):
                     samples[name].append(round(fastest(runs[name], calls[name]), 6))
+                    progress.tell(number, start, f", round {done + 1} of {args.rounds} of the next {len(group)}")
             passes.append(samples)
-            print(f"pass {number + 1} of {args.passes}: {min(start + args.group, len(names))} of {len(names)} models")
+            progress.tell(number, min(start + args.group, len(names)))
     results = {
         "manifest": manifest["id"],
         "device": device(),
@@ -100,6 +118,7 @@ def main() -> None:
         "passes": passes,
     }
     (here / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    print("done: copy results.json back, then: pocketformer profile --import results.json --out table.json")
 
 
 if __name__ == "__main__":
