@@ -20,7 +20,7 @@ def _latency(architecture: Architecture) -> float:
     return sum(0.004 + b.macs() / 2.5e7 for b in architecture.blocks(None, 10, False))
 
 
-def _costs(selection: Selection, factor: float = 1.0) -> dict[str, float]:
+def costs_of(selection: Selection, factor: float = 1.0) -> dict[str, float]:
     network = selection.architecture
     return {
         "size": network.parameters(10, False),
@@ -43,13 +43,13 @@ def _search(space: SearchSpace, objective: Objective) -> tuple[list[dict], Selec
     lines, selection, step = [], space.whole, 0
     settings = {"budgets": dict(objective.budgets), "min_mes": None, "form": objective.form}
     settings |= {"units": dict(objective.units), "exponents": dict(objective.exponents)}
-    costs = _costs(selection)
+    costs = costs_of(selection)
     lines.append(start_line(selection, costs, objective.mes(costs), settings))
     phases = [(joint_search, 1.0), (joint_search, CORRECTION), (regrow, CORRECTION)]
     for i, (phase, factor) in enumerate(phases):
         if i == 1:
             lines.append({"type": "correction", "step": step, "factor": factor})
-        moves = phase(selection, lambda s, f=factor: _costs(s, f), _evaluate, objective, step=step)
+        moves = phase(selection, lambda s, f=factor: costs_of(s, f), _evaluate, objective, step=step)
         while True:
             try:
                 move = next(moves)
@@ -62,7 +62,7 @@ def _search(space: SearchSpace, objective: Objective) -> tuple[list[dict], Selec
 
 
 def _row(name: str, title: str, selection: Selection, objective: Objective, correct: int) -> dict:
-    costs, share = _costs(selection, CORRECTION), correct / 2000
+    costs, share = costs_of(selection, CORRECTION), correct / 2000
     half = 1.96 * math.sqrt(share * (1 - share) / 2000)
     interval = [share - half, share + half]
     return {
@@ -113,7 +113,7 @@ def write_json(path: Path, value) -> None:
 def make_design_run(run: Path) -> Path:
     """A whole `design` run with made-up figures; the search is Algorithm 1 on a made-up evaluator."""
     space = SearchSpace.named("pocket28")
-    whole = _costs(space.whole)
+    whole = costs_of(space.whole)
     budgets = {"latency": 0.62 * whole["latency"], "size": round(0.55 * whole["size"])}
     objective = Objective(budgets, units={"size": 3e6, "latency": 0.9, "memory": whole["memory"]})
     lines, found, step = _search(space, objective)
@@ -122,7 +122,7 @@ def make_design_run(run: Path) -> Path:
     rng, random_rows = random.Random(1), []
     while len(random_rows) < 30:
         selection = space.sample_selection(rng)
-        costs = _costs(selection, CORRECTION)
+        costs = costs_of(selection, CORRECTION)
         if 0.4 * budgets["latency"] <= costs["latency"] <= budgets["latency"]:
             figures = {"parameters": costs["size"], "latency": costs["latency"], "mes": objective.mes(costs)}
             random_rows.append({"accuracy": _accuracy(selection), **figures, "selection": selection})
@@ -136,7 +136,7 @@ def make_design_run(run: Path) -> Path:
     random_rows = [{k: v for k, v in r.items() if k != "selection"} | {"chosen": r is best} for r in random_rows]
     (run / "exported").mkdir()
     (run / "exported/model.onnx").write_bytes(b"x" * 654_321)
-    costs = _costs(found, CORRECTION)
+    costs = costs_of(found, CORRECTION)
     measured = costs["latency"] * 0.985
     results = {
         "command": "design",

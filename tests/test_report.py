@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from made_up_run import HOSTILE, make_design_run, write_config, write_json, write_metrics
-from pocketformer.architecture import Architecture
+from made_up_run import CORRECTION, HOSTILE, costs_of, make_design_run, write_config, write_json, write_metrics
+from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.errors import UserError
 from pocketformer.report import write_figures, write_report
+from pocketformer.report.figure import share_axis, step_axis
 from pocketformer.report.reading import read_run, states
+from pocketformer.search import Objective
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,31 @@ def test_plots_hold_the_trajectory_the_random_subnets_and_the_budgets(page, desi
     assert {s["y0"] for s in steps["layout"]["shapes"]} >= set(results["budgets"].values())
     assert "remove block" in "".join(traces["search"]["text"])
     assert "on the search split, with the weights of the supernet" in page
+
+
+def test_latencies_and_mes_of_a_page_are_in_one_unit(page, design_run):
+    record = read_run(design_run)
+    trajectory, space = states(record), SearchSpace.named("pocket28")
+    start = next(line for line in record.search if line["type"] == "start")
+    objective = Objective(units=start["units"], exponents=start["exponents"])
+    assert trajectory[0]["latency"] == pytest.approx(CORRECTION * start["latency"])
+    for state in trajectory:
+        costs = costs_of(Selection.from_dict(space, state["selection"]), CORRECTION)
+        assert state["latency"] == pytest.approx(costs["latency"])
+        assert state["mes"] == pytest.approx(objective.mes(costs))
+    assert f"All latencies are the table&#x27;s × {CORRECTION:.2f}" in page
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 7, 40, 999])
+def test_no_two_ticks_of_an_axis_read_alike(last):
+    """Whole steps, and shares as far apart as the values of few images are."""
+    steps = step_axis("Step", range(last + 1))
+    assert steps["dtick"] == int(steps["dtick"]) >= 1
+    assert last / steps["dtick"] <= 10
+    shares = share_axis("Accuracy", [0.2105, 0.2105 + last / 1000])
+    digits = int(re.fullmatch(r"\.(\d)%", shares["tickformat"])[1])
+    assert shares["dtick"] * 100 * 10**digits >= 1
+    assert 2 <= last / 1000 / shares["dtick"] <= 10
 
 
 def test_best_figures_are_those_of_the_networks_within_budget(page, design_run):

@@ -82,7 +82,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         shipped, exported, trajectory = _ship(chain, supernet, final, measured, table, costs, goal)
         scored = _random(chain, supernet, costs, goal, shipped)
         networks = _compare(chain, supernet, final, measured, shipped, scored)
-        outcome = results.collect(chain, table, costs, goal, shipped, exported, trajectory, scored, networks)
+        outcome = results.collect(chain, goal, shipped, exported, trajectory, scored, networks)
         files.write_json(run.path / "results.json", outcome)
         return outcome
 

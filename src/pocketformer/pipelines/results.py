@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.architecture import Selection
-from pocketformer.devices import LatencyTable
 from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.searching import Trajectory
@@ -38,8 +37,6 @@ class Compared:
 
 def collect(
     chain: Chain,
-    table: LatencyTable,
-    costs: CostModel,
     goal: Objective,
     shipped: Candidate,
     exported: dict,
@@ -49,6 +46,7 @@ def collect(
 ) -> dict:
     settings, data, space = chain.settings, chain.data, chain.settings.space
     budgets = dict(goal.budgets)
+    costs = trajectory.costs  # the table's latencies as measuring whole networks corrected them: one unit for all
     latency = exported["latency"]
     final_costs = {**costs(shipped.point.selection), "latency": latency["latency"]}
     usage = goal.usage(final_costs)
@@ -87,7 +85,8 @@ def collect(
             "file": f"exported/{Path(report['path']).name}",
             "file_bytes": report["bytes"],
             "latency": {
-                "predicted": table.latency(architecture),
+                "predicted": costs(shipped.point.selection)["latency"],
+                "correction": costs.correction,
                 "measured": latency["latency"],
                 "raw": latency["raw"],
                 "spread": latency["spread"],
@@ -103,7 +102,7 @@ def collect(
                 "teacher": settings.teacher,
             },
         },
-        "comparison": [_row(n, table, costs, goal) for n in networks],
+        "comparison": [_row(n, costs, goal) for n in networks],
         "random": _cloud(scored, space, costs, goal),
         "verdict": verdict(networks),
         "search": _search(trajectory),
@@ -115,7 +114,7 @@ def collect(
     }
 
 
-def _row(network: Compared, table: LatencyTable, costs: CostModel, goal: Objective) -> dict:
+def _row(network: Compared, costs: CostModel, goal: Objective) -> dict:
     architecture = network.selection.architecture
     own = costs(network.selection)
     return {
@@ -123,7 +122,7 @@ def _row(network: Compared, table: LatencyTable, costs: CostModel, goal: Objecti
         "title": _TITLES[network.name],
         "parameters": own["size"],
         "macs": architecture.macs(num_classes=costs.num_classes, distilled=False),
-        "latency_predicted": table.latency(architecture),
+        "latency_predicted": own["latency"],
         "latency_measured": network.latency,
         "mes": goal.mes({**own, "latency": network.latency}),
         "peak_memory": own["memory"],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.errors import UserError
-from pocketformer.report.figure import Plot, axis, figure, log_axis, trace
+from pocketformer.report.figure import Plot, axis, figure, log_axis, share_axis, trace
 from pocketformer.report.images import draw
 from pocketformer.report.page import standalone
 from pocketformer.report.theme import LIGHT, resolved
@@ -39,7 +39,7 @@ def accuracy_latency(outcome: dict) -> Plot | None:
     where = f"{how['runtime']} on {how.get('gpu', how['device'])}, {how['threads']} thread(s), batch {how['batch']}"
     times = [row["median_ms"] for row in rows]
     x = log_axis("Latency measured here (ms a batch, log scale)", [min(times) / _ROOM, max(times) * _ROOM])
-    picture = figure(data, x, axis("Published top-1 on ImageNet-1K", tickformat=".0%"))
+    picture = figure(data, x, share_axis("Published top-1 on ImageNet-1K", [row["top1"][-1] / 100 for row in rows]))
     caption = f"Latency: {where}; areas: parameters; accuracies are those printed for the longest training."
     if how["activation"] == "relu":
         caption += " All activations are ReLU; the accuracies are those with the networks' own."

@@ -1,6 +1,6 @@
 """Supernet accuracy against accuracy after training, as in V2's Fig. 5: the plots and the table."""
 
-from pocketformer.report.figure import Plot, axis, figure, trace
+from pocketformer.report.figure import Plot, figure, share_axis, trace
 from pocketformer.report.reading import Record, objects, part
 from pocketformer.report.wording import count, is_number, percent, safe
 
@@ -66,8 +66,8 @@ def _plot(record: Record, name: str) -> Plot | None:
         return None
     picture = figure(
         data,
-        axis("Accuracy without training, search split", tickformat=".0%"),
-        axis("After training from scratch", tickformat=".0%"),
+        share_axis("Accuracy without training, search split", [x for drawn in data for x in drawn["x"]]),
+        share_axis("After training from scratch", [y for drawn in data for y in drawn["y"]]),
     )
     images = count(record.correlation.get("images"))
     caption = f"A point is a subnet; accuracies on the search split ({images} images), trained on fit (paper, Fig. 5)."

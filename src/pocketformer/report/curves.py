@@ -1,6 +1,6 @@
 """The plots of measurements and trainings: predicted against measured latency, losses over steps."""
 
-from pocketformer.report.figure import COLOURS, Plot, axis, figure, trace
+from pocketformer.report.figure import COLOURS, Plot, axis, figure, step_axis, trace
 from pocketformer.report.reading import Record, objects, part
 from pocketformer.report.wording import is_number, ms, percent, plain, safe, significant
 
@@ -111,6 +111,10 @@ def _usable(lines: list[dict], key: str) -> tuple[list[dict], list[float]]:
     return kept, values
 
 
+def _steps(data: list[dict]) -> dict:
+    return step_axis("Step", [x for drawn in data for x in drawn["x"]])
+
+
 def training_curves(record: Record) -> list[Plot]:
     """One plot for each supernet, and one for all trainings of single networks."""
     plots, single = [], []
@@ -128,7 +132,7 @@ def training_curves(record: Record) -> list[Plot]:
                     "Loss of each training step on the fit split. With in-place distillation the largest "
                     "subnet learns from labels, the others also from its output: levels do not compare."
                 )
-                picture = figure(data, axis("Step"), axis("Training loss"))
+                picture = figure(data, _steps(data), axis("Training loss"))
                 plots.append(Plot("supernet_loss", "Supernet", picture, caption))
         else:
             kept, values = _usable(lines, "loss")
@@ -137,5 +141,5 @@ def training_curves(record: Record) -> list[Plot]:
     if single:
         title = "Final trainings" if record.command == "design" else "Training"
         caption = "Loss of each training step; hover for the learning rate."
-        plots.append(Plot("training_loss", title, figure(single, axis("Step"), axis("Training loss")), caption))
+        plots.append(Plot("training_loss", title, figure(single, _steps(single), axis("Training loss")), caption))
     return plots

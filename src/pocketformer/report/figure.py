@@ -31,6 +31,29 @@ def axis(title: str, **kwargs) -> dict:
     }
 
 
+def _distance(span: float) -> float:
+    """A round distance of ticks that cuts a span into four to ten."""
+    rough = span / 8
+    unit = 10.0 ** math.floor(math.log10(rough))
+    return next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough)
+
+
+def step_axis(title: str, steps: Sequence[float], **kwargs) -> dict:
+    """An axis of whole steps. Plotly's own ticks at halves would be printed as whole numbers, some of them twice."""
+    known = [step for step in steps if is_number(step)]
+    span = max(known, default=1) - min(known, default=0)
+    return axis(title, tickformat="d", dtick=max(1, math.ceil(_distance(span or 1))), **kwargs)
+
+
+def share_axis(title: str, shares: Sequence[float], **kwargs) -> dict:
+    """An axis in per cent, with as many digits as tell its ticks apart."""
+    known = [share for share in shares if is_number(share)]
+    span = max(known, default=1.0) - min(known, default=0.0)
+    distance = _distance(span if span > 1e-6 else 0.01)
+    digits = next(d for d in range(7) if abs(round(100 * distance, d) - 100 * distance) < 1e-9)
+    return axis(title, tickformat=f".{digits}%", dtick=distance, **kwargs)
+
+
 def figure(data: list[dict], x: dict, y: dict, **layout) -> dict:
     return {
         "data": data,

@@ -81,7 +81,7 @@ class _Scale:
         if axis.get("rangemode") == "tozero":
             low = min(0, low + margin)
         self.low, self.high = axis.get("range", (low, high))
-        self.whole = axis.get("tickformat") == "d"
+        self.whole, self.step = axis.get("tickformat") == "d", axis.get("dtick")
         self.percent = "%" in axis.get("tickformat", "")
         self.bare = not axis.get("showticklabels", True)
         self.given = list(zip(axis.get("tickvals", ()), axis.get("ticktext", ()), strict=True))
@@ -97,7 +97,7 @@ class _Scale:
         rough = (self.high - self.low) / (5 if abs(self.end - self.start) > 200 else 3)
         unit = 10 ** math.floor(math.log10(rough))
         step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough)
-        step = max(1, math.ceil(step)) if self.whole else step
+        step = self.step or (max(1, math.ceil(step)) if self.whole else step)
         found, i = [], math.ceil(self.low / step)
         while i * step <= self.high:
             value = i * step

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from pocketformer.report.figure import COLOURS, Plot, axis, budget_line, figure, log_axis, trace
-from pocketformer.report.reading import Record, found_state, objects, part, states
+from pocketformer.report.figure import COLOURS, Plot, axis, budget_line, figure, log_axis, share_axis, step_axis, trace
+from pocketformer.report.reading import Record, correction, found_state, objects, part, states
 from pocketformer.report.wording import (
     budget_title,
     budget_value,
@@ -86,6 +86,10 @@ def _search_traces(record: Record, cost: str) -> list[dict]:
     return data
 
 
+def _accuracies(data: list[dict]) -> dict:
+    return share_axis("Accuracy, search split", [y for drawn in data for y in drawn["y"]])
+
+
 _SUPERNET = (
     "All accuracies here are on the search split, with the weights of the supernet, before any final "
     "training; those of the random subnets too."
@@ -118,7 +122,7 @@ def mes_accuracy(record: Record) -> Plot | None:
             notes.append(note)
             values.append(value)
     x = log_axis("MES (log scale)", values)
-    picture = figure(data, x, axis("Accuracy, search split", tickformat=".0%"), shapes=shapes, annotations=notes)
+    picture = figure(data, x, _accuracies(data), shapes=shapes, annotations=notes)
     caption = f"{_note(record)} MES, the Mobile Efficiency Score, grows as latency and size shrink (paper, Fig. 3)."
     return Plot("mes_accuracy", "Efficiency against accuracy", picture, caption)
 
@@ -141,8 +145,16 @@ def latency_accuracy(record: Record) -> Plot | None:
         shape, note = budget_line(f"budget {ms(budget)}", budget)
         extra = {"shapes": [shape], "annotations": [note]}
     x = axis("Predicted latency (ms)")
-    picture = figure(data, x, axis("Accuracy, search split", tickformat=".0%"), **extra)
-    return Plot("latency_accuracy", "Latency against accuracy", picture, f"{_note(record)} Latencies are the table's.")
+    picture = figure(data, x, _accuracies(data), **extra)
+    return Plot("latency_accuracy", "Latency against accuracy", picture, f"{_note(record)} {_unit(record)}")
+
+
+def _unit(record: Record) -> str:
+    """What all predicted latencies of the page are."""
+    factor = correction(record)
+    if factor == 1:
+        return "Latencies are the table's."
+    return f"All latencies are the table's × {significant(factor)}, as whole networks were measured near the budget."
 
 
 def steps(record: Record) -> Plot | None:
@@ -176,13 +188,13 @@ def steps(record: Record) -> Plot | None:
     if corrections:
         factors = ", ".join(f"× {significant(line.get('factor'))}" for line in corrections)
         caption += (
-            " Dotted: whole networks near the budget were measured, and the table's latencies are scaled "
-            f"from there on ({factors})."
+            " Dotted: whole networks near the budget were measured, and the table's latencies scaled by what was found "
+            f"({factors}). All are drawn with the last factor."
         )
     last = f"y{len(costs)}" if len(costs) > 1 else "y"
     picture = figure(
         data,
-        axis("Step of the search", anchor=last, tickformat="d"),
+        step_axis("Step of the search", [s.get("step") for s in trajectory], anchor=last),
         axes.pop("yaxis"),
         **axes,
         shapes=shapes,
@@ -203,6 +215,6 @@ def trajectories(records: Sequence[Record]) -> Plot | None:
     if len(data) < 2:
         return None
     x = log_axis("MES (log scale)", [v for drawn in data for v in drawn["x"]])
-    picture = figure(data, x, axis("Accuracy, search split", tickformat=".0%"))
+    picture = figure(data, x, _accuracies(data))
     caption = f"{_SUPERNET} Runs on another device or runtime have another unit of MES and cannot be compared here."
     return Plot("trajectories", "The searches side by side", picture, caption)

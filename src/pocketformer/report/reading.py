@@ -9,6 +9,7 @@ from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.errors import UserError
 from pocketformer.report.wording import is_number
 from pocketformer.runs import read_config
+from pocketformer.search.metrics import kind_of
 
 _FILES = ("config.yaml", "results.json", "search.jsonl", "metrics.jsonl", "latency_table.json")
 
@@ -142,16 +143,37 @@ def _metrics(record: Record) -> dict[str, str]:
 
 def states(record: Record) -> list[dict]:
     """The trajectory's states in order, the start first: step, text, accuracy and costs of each. Of a beam, those on
-    the way to the state that it left."""
+    the way to the state that it left. All latencies, and MES with them, are as the last correction of the table has
+    them, like those of the results: each was written with the correction that was in force."""
     executed = [line for line in record.search if line.get("type") == "executed"]
-    found = []
+    start = next((line for line in record.search if line.get("type") == "start"), {})
+    exponents = part(start, "exponents", default={})
+    found, change = [], correction(record)
     for line in record.search:
-        if line.get("type") == "start":
+        if line.get("type") == "correction" and is_number(line.get("factor")) and line["factor"] > 0:
+            change = correction(record) / line["factor"]
+        elif line.get("type") == "start":
             before = part(executed[0], "before", default={}) if executed else {}
-            found.append({**line, "text": "start", "accuracy": before.get("accuracy"), "phase": "start"})
+            start = {**line, "text": "start", "accuracy": before.get("accuracy"), "phase": "start"}
+            found.append(_corrected(start, change, exponents))
         elif line.get("type") == "executed":
-            found.append(line)
+            found.append(_corrected(line, change, exponents))
     return _way(found, record.search) if any("parent" in line for line in executed) else found
+
+
+def correction(record: Record) -> float:
+    """What the search scaled the table's latencies by in the end, having measured whole networks; 1 if it did not."""
+    factors = [line.get("factor") for line in record.search if line.get("type") == "correction"]
+    return next((factor for factor in reversed(factors) if is_number(factor) and factor > 0), 1.0)
+
+
+def _corrected(line: dict, change: float, exponents: dict) -> dict:
+    names = [name for name in line if kind_of(name) == "latency" and is_number(line[name])]
+    found = {**line, **{name: line[name] * change for name in names}}
+    if is_number(line.get("mes")):
+        weights = [exponents[name] for name in names if is_number(exponents.get(name))]
+        found["mes"] = line["mes"] * change ** -sum(weights)
+    return found
 
 
 def _way(states: list[dict], lines: list[dict]) -> list[dict]:
