@@ -90,7 +90,7 @@ def test_litert_files_are_right(litert, small, images, tmp_path, capfd, precisio
         small, path, images, "litert", precision=precision, calibration=images if precision == "int8" else None
     )
     assert capfd.readouterr() == ("", "")
-    assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model.tflite", "model.tflite.json"}
     assert report.verified.images == len(images)
     assert report.details.endswith("all builtin")
     if precision == "float32":

@@ -93,7 +93,7 @@ def test_export_is_right(small, exported, format):
     path, report = exported(format)
     assert report.verified.max_difference <= 1e-4 * report.verified.logits_std
     assert report.bytes == path.stat().st_size
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.json"}
     x = images(small)
     with Sessions(format) as sessions, torch.no_grad():
         assert sessions.load("a", path) == (1, 3, 45, 38)

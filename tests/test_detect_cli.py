@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 import coco
 from asking import ask
 from pocketformer.dense.detection import checkpoint
+from pocketformer.deploy import facts_path
 from pocketformer.errors import UserError, WorkError
 from pocketformer.files import Lines
 from pocketformer.pipelines import detect_exports, detect_verification
+from pocketformer.runs import read_config
 from processes import Team, command
 from shapes import architecture
 from trainings import assert_equal
@@ -156,6 +158,11 @@ def exported(trained, place) -> tuple[Path, dict, onnx.ModelProto]:
 
 def test_export_writes_the_whole_detector(trained, exported):
     path, found, _ = exported
+    facts, config = (json.loads(f.read_text()) for f in (facts_path(path), trained[0] / "config.json"))
+    assert facts["classes"] == [entry["name"] for entry in config["classes"]]
+    assert {n: facts[n] for n in ("task", "mean", "std")}.items() <= config.items()
+    assert (facts["shape"], facts["outputs"], facts["first_label"]) == (found["input"], found["outputs"], 1)
+    assert facts["fingerprint"] == read_config(trained[0])["facts"]["data_fingerprint"]
     assert found["verified"]["images"] == 4
     assert found["verified"]["objects"] >= 16  # both ways
     assert found["verified"]["agreement"] == found["verified"]["proposals"] == 1

@@ -17,8 +17,10 @@ import shapes
 from asking import ask
 from pocketformer.dense.segmentation import evaluation, fused
 from pocketformer.dense.segmentation.labels import read_mask
+from pocketformer.deploy import facts_path
 from pocketformer.files import Lines
 from pocketformer.pipelines.segment_folders import load_segmenter
+from pocketformer.runs import read_config
 from processes import Team, command
 
 torch.set_num_threads(1)
@@ -92,6 +94,10 @@ def test_an_exported_file_computes_the_same(learned, tmp_path, cli, format):
     file = tmp_path / {"onnx": "model.onnx", "openvino": "model.xml"}[format]
     arguments = ["--checkpoint", learned / "run", "--format", format, "--out", file, "--data", learned / "data"]
     report = cli("segment", "export", *arguments, "--size", 70, 90, "--json").json()
+    facts, config = (json.loads(f.read_text()) for f in (facts_path(file), learned / "run/config.json"))
+    assert {name: facts[name] for name in ("task", "classes", "mean", "std")}.items() <= config.items()
+    assert (facts["size"], facts["shape"], facts["format"]) == ([70, 90], [1, 3, 70, 90], format)
+    assert facts["fingerprint"] == read_config(learned / "run")["facts"]["data_fingerprint"]
     assert report["verified"]["images"] == 4
     assert report["verified"]["max_difference"] < 1e-3 * report["verified"]["logits_std"]
     if format == "openvino":

@@ -6,6 +6,7 @@ import pytest
 
 from pocketformer import files
 from pocketformer.architecture import SearchSpace
+from pocketformer.deploy import facts_path
 from pocketformer.errors import WorkError
 from pocketformer.pipelines import design, shipping
 from pocketformer.pipelines.costs import CostModel
@@ -116,9 +117,10 @@ def test_only_a_file_that_holds_is_left_to_ship(tmp_path, monkeypatch):
             files.write_text(folder / file, name)
         return selection
 
-    def export(model, target, images, format):
+    def export(model, target, images, format, facts):
         assert format == "onnx"
         files.write_text(target, f"file of step {model}")
+        files.write_text(facts_path(target), f"facts of step {facts}")
         return SimpleNamespace(to_dict=dict)
 
     def time_networks(networks, *_):
@@ -127,6 +129,7 @@ def test_only_a_file_that_holds_is_left_to_ship(tmp_path, monkeypatch):
     monkeypatch.setattr(design, "_search", search)
     monkeypatch.setattr(design, "_trained", trained)
     monkeypatch.setattr(design, "export", export)
+    monkeypatch.setattr(design, "_facts", lambda chain, model, folder: model)
     monkeypatch.setattr(design, "time_networks", time_networks)
     monkeypatch.setattr(design, "eval_batches", lambda *_: [(None, None)])
     settings = SimpleNamespace(space=SimpleNamespace(resolution=(28, 28)), runtime="onnxruntime", profile=None)
@@ -138,8 +141,9 @@ def test_only_a_file_that_holds_is_left_to_ship(tmp_path, monkeypatch):
         shipped, exported, _ = design._ship(chain, None, None, measured, None, None, goal)
         assert (shipped.point.step, exported["latency"]["latency"]) == (3, 0.5)
         assert (tmp_path / "exported" / "model.onnx").read_text() == "file of step 3"
+        assert (tmp_path / "exported" / "model.onnx.json").read_text() == "facts of step 3"
         assert (tmp_path / "model.safetensors").read_text() == "found (step 3)"
     only_slow = True
     with pytest.raises(WorkError, match="over budget"):
         design._ship(chain, None, None, measured, None, None, goal)
-    assert not (tmp_path / "exported" / "model.onnx").exists()
+    assert not list((tmp_path / "exported").iterdir())

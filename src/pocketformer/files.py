@@ -17,7 +17,7 @@ from typing import Any
 
 from pocketformer.errors import UserError
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*)?")
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*){0,2}")
 
 
 def digest(path: str | os.PathLike) -> str:
@@ -32,11 +32,11 @@ def is_temporary(path: Path) -> bool:
 
 
 @contextmanager
-def whole(path: str | os.PathLike, companion: str | None = None) -> Iterator[Path]:
+def whole(path: str | os.PathLike, *companions: str | None) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is fsynced and renamed, else removed.
 
-    What is written there may be a folder. With `companion`, a suffix, a second file goes with it: the two share
-    their stems, and `path`, the one that people name, is never there with another's companion.
+    What is written there may be a folder. Each of `companions`, a suffix or None, is a further file that goes with it:
+    they share their stems, and `path`, the one that people name, is never there with another's companions.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
@@ -44,35 +44,36 @@ def whole(path: str | os.PathLike, companion: str | None = None) -> Iterator[Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path)
         yield temporary
-        folder = temporary.is_dir()
-        _flush(*(p for p in temporary.rglob("*") if p.is_file()) if folder else [temporary])
-        if companion is not None:
-            _flush(temporary.with_suffix(companion))
-            path.unlink(missing_ok=True)
-            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
-        if folder and path.is_dir():
-            _replace_folder(temporary, path)
-        else:
-            os.replace(temporary, path)
+        parts = {temporary.with_suffix(suffix): path.with_suffix(suffix) for suffix in companions if suffix}
+        _flush(*(p for p in [temporary, *temporary.rglob("*"), *parts] if p.is_file()))
+        _replace(path, temporary, parts)
     except OSError as error:
         if error.filename is None:  # of a full disk, the system does not say which file it was
             error.filename = str(path)
         raise
     finally:
-        remove(temporary, companion)
+        remove(temporary, *companions)
 
 
-def _replace_folder(new: Path, path: Path) -> None:
-    """A folder cannot be renamed over another: the old one is whole, under a temporary name, until the new one is
-    there."""
-    old = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
-    os.replace(path, old)
+def _replace(path: Path, new: Path, companions: dict[Path, Path]) -> None:
+    """Renames the companions and then `new`, with `path` gone meanwhile if there are any. A folder cannot be renamed
+    over another: the old one is whole, under a temporary name, until the new one is there."""
+    old = None
+    if new.is_dir() and path.is_dir():
+        old = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+        os.replace(path, old)
+    elif companions:
+        path.unlink(missing_ok=True)
     try:
+        for source, target in companions.items():
+            os.replace(source, target)
         os.replace(new, path)
     except BaseException:
-        os.replace(old, path)
+        if old is not None:
+            os.replace(old, path)
         raise
-    remove(old)
+    if old is not None:
+        remove(old)
 
 
 def _flush(*paths: Path) -> None:
@@ -81,9 +82,9 @@ def _flush(*paths: Path) -> None:
             os.fsync(f.fileno())
 
 
-def remove(path: Path, companion: str | None = None) -> None:
-    """Removes a file or folder, and its companion, if they are there."""
-    for part in [path] if companion is None else [path, path.with_suffix(companion)]:
+def remove(path: Path, *companions: str | None) -> None:
+    """Removes a file or folder, and its companions, if they are there."""
+    for part in [path, *(path.with_suffix(suffix) for suffix in companions if suffix)]:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:

@@ -34,6 +34,12 @@ def published(name: str) -> Architecture:
     raise UserError(f"no published architecture {name!r}; did you mean {' or '.join(near)}?")
 
 
+def name_of(architecture: Architecture) -> str | None:
+    """The name by which an architecture, at whatever resolution, is published; None for any other."""
+    resolution = architecture.design.resolution
+    return next((n for n in NAMES if published(n).with_design(resolution=resolution) == architecture), None)
+
+
 def _v1(widths: tuple[int, ...], depths: tuple[int, ...], attentions: int) -> Architecture:
     stages = []
     for j, (width, depth) in enumerate(zip(widths, depths, strict=True)):

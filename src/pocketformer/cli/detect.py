@@ -239,6 +239,7 @@ def export(
             metavar="H W", help="Of the images that the file takes, px. [default: the training's, in multiples of 32]"
         ),
     ] = None,
+    licence: options.Licence = None,
     json: options.Json = False,
 ) -> None:
     """Write the detector as one file for deployment.
@@ -257,7 +258,7 @@ def export(
     """
     from pocketformer.pipelines.detect_exports import export_detector
 
-    report = export_detector(checkpoint, out, size, data)
+    report = export_detector(checkpoint, out, size, data, licence)
     if json:
         options.print_json(report)
         return

@@ -49,6 +49,7 @@ def export(
     ] = "embedded",
     seed: options.Seed = 0,
     workers: options.Workers = 2,
+    licence: options.Licence = None,
     json: options.Json = False,
 ) -> None:
     """Write a trained network as a file for deployment.
@@ -69,7 +70,7 @@ def export(
 
     if int8 and precision not in ("float32", "int8"):
         raise typer.BadParameter(f"--int8 and --precision {precision} exclude each other")
-    settings = ExportSettings(format, "int8" if int8 else precision, calibration, dynamic_batch)
+    settings = ExportSettings(format, "int8" if int8 else precision, calibration, dynamic_batch, licence)
     report, compared = export_checkpoint(checkpoint, out, settings, architecture, data, seed, workers)
     if json:
         options.print_json({**report.to_dict(), "compared": compared})

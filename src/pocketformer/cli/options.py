@@ -95,6 +95,12 @@ BadImages = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
+Licence = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Licence of the weights, written into the file's facts. [default: as the folder says]"
+    ),
+]
 MaxLatency = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Budget: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's latency."),

@@ -213,6 +213,7 @@ def export(
         str | None, typer.Option(metavar="FOLDER", help="Images to verify on. [default: random pixels]")
     ] = None,
     seed: options.Seed = 0,
+    licence: options.Licence = None,
     json: options.Json = False,
 ) -> None:
     """Write the segmenter as one file for deployment.
@@ -228,7 +229,7 @@ def export(
     from pocketformer.cli.summary import exported
     from pocketformer.pipelines.segment_exports import export_segmenter
 
-    report = export_segmenter(checkpoint, out, format, size, data, seed)
+    report = export_segmenter(checkpoint, out, format, size, data, seed, licence)
     if json:
         options.print_json(report.to_dict())
         return

@@ -3,6 +3,7 @@
 from pocketformer.deploy import efficientformer, efficientformerv2  # noqa: F401  (they register their blocks)
 from pocketformer.deploy.eager import eager
 from pocketformer.deploy.exporter import ExportReport, export, exporter_of
+from pocketformer.deploy.facts import Facts, facts_path, read_facts
 from pocketformer.deploy.formats import (
     FORMATS,
     SUFFIXES,
@@ -18,16 +19,19 @@ __all__ = [
     "FORMATS",
     "SUFFIXES",
     "ExportReport",
+    "Facts",
     "FusedHead",
     "FusedNetwork",
     "check_name",
     "eager",
     "export",
     "exporter_of",
+    "facts_path",
     "format_by_name",
     "format_for",
     "format_of",
     "fuse",
     "fuse_block",
+    "read_facts",
     "runtime_of",
 ]

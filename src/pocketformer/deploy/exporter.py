@@ -5,7 +5,7 @@ import errno
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pocketformer import files
+from pocketformer.deploy.facts import Facts, companion, facts_of, write_facts
 from pocketformer.deploy.formats import SUFFIXES, check_name, format_of, runtime_of
 from pocketformer.deploy.fuse import fuse
 from pocketformer.deploy.verify import Verification, check_images, fit_images, verify
@@ -54,8 +55,10 @@ def export(
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
     float32: str | os.PathLike | None = None,
+    facts: Facts | None = None,
 ) -> ExportReport:
-    """Writes the deployed graph of `model` to `path`: for single images, or with `dynamic_batch` any number.
+    """Writes the deployed graph of `model` to `path`: for single images, or with `dynamic_batch` any number; and
+    beside it as JSON what a user of it must know: `facts`, without them what the network itself tells.
 
     `images`: (N, in_chans, H, W), normalised as in training; the first 32 are run through the file on its own
     runtime and compared with `model` in evaluation mode. The file appears under its name only if all logits
@@ -70,6 +73,8 @@ def export(
     if (precision == "int8") != (calibration is not None):
         raise UserError("calibration images belong to int8, and int8 needs them")
     start = time.perf_counter()
+    about = {"format": format, "precision": precision, "dynamic_batch": dynamic_batch}
+    facts = replace(facts or facts_of(model), **about)
     fused = fuse(copy.deepcopy(model).float().cpu())  # folding in a lower precision would lose some of it
     images = check_images(model, images)
     if calibration is not None:
@@ -77,7 +82,7 @@ def export(
     try:
         with (
             tempfile.TemporaryDirectory(prefix="pocketformer-") as folder,
-            files.whole(path, chosen.COMPANION) as temporary,
+            files.whole(path, chosen.COMPANION, companion(path)) as temporary,
             Worker() as worker,
         ):
             temporary.touch()  # a folder that cannot be written shows before the work is done
@@ -88,6 +93,7 @@ def export(
                 _verify(worker, format, model, full, images, "float32", dynamic_batch)
             chosen.write(fused, images[:1], temporary, precision, calibration, dynamic_batch)
             found = _verify(worker, format, model, temporary, images, precision, dynamic_batch)
+            write_facts(temporary, facts)
             details, size = chosen.describe(temporary), _bytes(temporary, chosen.COMPANION)
     except OSError as error:
         kind = WorkError if error.errno in _DISK else UserError

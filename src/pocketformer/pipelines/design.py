@@ -11,6 +11,7 @@ from pathlib import Path
 from pocketformer import files
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.deploy import SUFFIXES, export, format_for
+from pocketformer.deploy.facts import Facts, companion
 from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
@@ -18,6 +19,7 @@ from pocketformer.pipelines import results
 from pocketformer.pipelines.baselines import random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
+from pocketformer.pipelines.facts import classifier_facts
 from pocketformer.pipelines.images import open_images, record_images
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
 from pocketformer.pipelines.profiling import profile_space, time_networks
@@ -193,22 +195,28 @@ def _ship(
     raise WorkError(f"{_ATTEMPTS} exported files in turn were over budget when timed again: is the device busy?")
 
 
-def _target(chain: Chain) -> tuple[Path, str | None]:
-    """The exported file, and the suffix of the second file that its format has."""
+def _target(chain: Chain) -> tuple[Path, str | None, str]:
+    """The exported file, and the suffixes of the second file that its format has and of its facts."""
     format = format_for(chain.settings.runtime)
-    return chain.path / "exported" / f"model{SUFFIXES[format.NAME]}", format.COMPANION
+    path = chain.path / "exported" / f"model{SUFFIXES[format.NAME]}"
+    return path, format.COMPANION, companion(path)
 
 
 def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -> dict:
     """Exports a trained network to `exported/` and times the file, unless that is done."""
-    settings, (target, _) = chain.settings, _target(chain)
+    settings, target = chain.settings, _target(chain)[0]
     if not (folder / "export.json").exists():
         images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
         with stage("export, verify and time the file"):
-            report = export(model, target, images, format_for(settings.runtime).NAME)
+            facts = _facts(chain, model, folder)
+            report = export(model, target, images, format_for(settings.runtime).NAME, facts=facts)
             found = time_networks({"file": target}, settings.space, table, settings.runtime, settings.profile)
         files.write_json(folder / "export.json", {"report": report.to_dict(), "latency": found["file"]})
     return files.read_json(folder / "export.json")
+
+
+def _facts(chain: Chain, model: Network, folder: Path) -> Facts:
+    return classifier_facts(model, files.read_json(folder / "config.json"), chain.data.fingerprint)
 
 
 def _trained(

@@ -12,16 +12,18 @@ import torch
 from torch import nn
 
 from pocketformer import files
-from pocketformer.dense.detection.checkpoint import Trained, load_detector
+from pocketformer.dense.detection.checkpoint import TASK, Trained, load_detector
 from pocketformer.dense.detection.detector import Detector
 from pocketformer.dense.detection.folders import locate
 from pocketformer.dense.detection.pictures import fitted, open_image, padded, to_input
 from pocketformer.dense.fused import FusedBackbone
 from pocketformer.deploy import check_name
+from pocketformer.deploy.facts import Facts, architecture_name, companion, write_facts
 from pocketformer.deploy.formats.onnx import OPSET, describe
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError, first_line
 from pocketformer.pipelines.detect_verification import Found, inner, results, verify, watched
+from pocketformer.pipelines.facts import channels, data_fingerprint
 from pocketformer.pipelines.images import find_images
 from pocketformer.progress import stage
 from pocketformer.runtimes.worker import Worker
@@ -54,7 +56,9 @@ class FusedDetector(nn.Module):
         return tuple(found[name] for name in self.names)
 
 
-def export_detector(checkpoint: str, out: Path, size: tuple[int, int] | None, source: str) -> dict:
+def export_detector(
+    checkpoint: str, out: Path, size: tuple[int, int] | None, source: str, licence: str | None = None
+) -> dict:
     """Writes the whole detector, its backbone fused, as ONNX for single images of `size`.
 
     Run on images of `source` and compared with PyTorch; on a mismatch, or where nothing is found in them, `WorkError`
@@ -67,14 +71,32 @@ def export_detector(checkpoint: str, out: Path, size: tuple[int, int] | None, so
     trained = load_detector(Path(checkpoint))
     size = size or tuple(-(-side // 32) * 32 for side in trained.size)
     images = _images(trained, size, Path(source))
-    with stage("export and verify"), files.whole(out) as temporary:
+    with stage("export and verify"), files.whole(out, companion(out)) as temporary:
         fused = FusedDetector(trained.model, size)
         whole = _convert(fused, images[:1])
         results_alone(whole, fused.results, temporary)
         found = verify(trained.model, images, _ran(whole, temporary, images, fused))
+        write_facts(temporary, _facts(trained, size, fused.results, checkpoint, licence))
         details, count = describe(temporary), temporary.stat().st_size
     about = {"path": str(out), "format": "onnx", "details": details, "bytes": count}
     return {**about, "input": [1, 3, *size], "outputs": fused.results, "verified": asdict(found)}
+
+
+def _facts(trained: Trained, size: tuple[int, int], outputs: list[str], path: str, licence: str | None) -> Facts:
+    """Of a file for images of `size`; `path`: of the trained folder."""
+    return Facts(
+        task=TASK,
+        architecture=architecture_name(trained.model.pyramid.backbone.network.architecture),
+        size=size,
+        classes=tuple(trained.classes.values()),
+        first_label=1,
+        framing="fit",
+        interpolation="bilinear",
+        outputs=tuple(outputs),
+        **channels(trained.normalisation, 3),
+        licence=licence,
+        fingerprint=data_fingerprint(path),
+    )
 
 
 def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tensor:

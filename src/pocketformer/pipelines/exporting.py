@@ -13,6 +13,7 @@ from pocketformer.devices.measure import paired_ratios
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines.calibration import calibration_images
+from pocketformer.pipelines.facts import classifier_facts, data_fingerprint
 from pocketformer.pipelines.images import open_images, split_otherwise
 from pocketformer.pipelines.networks import as_result
 from pocketformer.pipelines.trained import learned_from, load_trained
@@ -32,6 +33,7 @@ class ExportSettings:
     precision: str = "float32"
     calibration: str | None = None  # a source of images; by default those of the data
     dynamic_batch: bool = False
+    licence: str | None = None  # of the weights, as the person states it
 
 
 def export_checkpoint(
@@ -76,6 +78,7 @@ def export_checkpoint(
                 calibration=calibration,
                 dynamic_batch=settings.dynamic_batch,
                 float32=float32,
+                facts=classifier_facts(model, config, data_fingerprint(checkpoint), settings.licence),
             )
         if settings.precision == "float32" or report.verified is None:
             return report, None

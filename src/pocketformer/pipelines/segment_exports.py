@@ -8,8 +8,10 @@ import pocketformer.dense.segmentation.fused  # noqa: F401  (registers what is e
 from pocketformer.dense.segmentation.crops import CropBatches
 from pocketformer.dense.segmentation.folders import find_masks
 from pocketformer.deploy import ExportReport, check_name, export, exporter_of
+from pocketformer.deploy.facts import Facts, architecture_name
 from pocketformer.errors import UserError
-from pocketformer.pipelines.segment_folders import Trained, load_segmenter
+from pocketformer.pipelines.facts import channels, data_fingerprint
+from pocketformer.pipelines.segment_folders import TASK, Trained, load_segmenter
 from pocketformer.pipelines.segmenting import checked
 from pocketformer.progress import stage
 
@@ -17,7 +19,13 @@ _IMAGES = 4  # to verify on: each gives as many logits as it has pixels and clas
 
 
 def export_segmenter(
-    checkpoint: str, out: Path, format: str, size: tuple[int, int] | None, source: str | None, seed: int
+    checkpoint: str,
+    out: Path,
+    format: str,
+    size: tuple[int, int] | None,
+    source: str | None,
+    seed: int,
+    licence: str | None = None,
 ) -> ExportReport:
     """Writes backbone, neck and head, fused, for single images of `size` (that of the training's crops by default):
     input `image`, output `logits` (1, classes, H, W).
@@ -33,7 +41,22 @@ def export_segmenter(
     model.backbone.network.set_input_size(size)
     images = _pixels(size, seed) if source is None else _crops(trained, size, source, seed)
     with stage("export and verify"):
-        return export(model, out, images, format)
+        return export(model, out, images, format, facts=_facts(trained, size, checkpoint, licence))
+
+
+def _facts(trained: Trained, size: tuple[int, int], checkpoint: str, licence: str | None) -> Facts:
+    """Of a file for images of `size`."""
+    return Facts(
+        task=TASK,
+        architecture=architecture_name(trained.model.backbone.network.architecture),
+        size=size,
+        classes=trained.classes,
+        framing="any",
+        interpolation="bilinear",
+        **channels(trained.normalisation, 3),
+        licence=licence,
+        fingerprint=data_fingerprint(checkpoint),
+    )
 
 
 def _pixels(size: tuple[int, int], seed: int) -> torch.Tensor:

@@ -34,17 +34,24 @@ def is_weights_alone(path: Path) -> bool:
 def learned_from(weights: str | Path) -> tuple[dict, int] | None:
     """What a run's weights learned from (`images.identity`, as far as it is known) and the seed that split it: of the
     run that the file or folder lies in, at most three folders up. None: of no run of ours."""
+    config = run_above(weights)
+    if config is None:
+        return None
+    facts, seed = config["facts"], config["settings"].get("seed")
+    if "split_fingerprint" not in facts or seed is None:
+        return None
+    return {"fingerprint": facts["data_fingerprint"], **facts}, seed
+
+
+def run_above(weights: str | Path) -> dict | None:
+    """The configuration of the run that a file or folder lies in, at most three folders up."""
     path = Path(weights).resolve()
     for folder in [path, *path.parents][:4]:
         if (folder / "config.yaml").is_file():
             try:
-                config = read_config(folder)
+                return read_config(folder)
             except UserError:  # somebody else's: weights may lie anywhere
                 continue
-            facts, seed = config["facts"], config["settings"].get("seed")
-            if "split_fingerprint" not in facts or seed is None:
-                return None
-            return {"fingerprint": facts["data_fingerprint"], **facts}, seed
     return None
 
 
