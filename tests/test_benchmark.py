@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from pocketformer.architecture import NAMES, Architecture
+from pocketformer.architecture import NAMES, Architecture, SearchSpace
 from pocketformer.architecture.results import peers, published_results
 from pocketformer.cli import benchmark_text
 from pocketformer.deploy.formats import onnx as onnx_format
@@ -20,10 +20,12 @@ from pocketformer.devices.opening import open_all
 from pocketformer.devices.operators import OBSERVATIONS, Comparison, Operator, Reshaped, comparisons
 from pocketformer.devices.peers import costs, inference_form, write_peer
 from pocketformer.errors import UserError, WorkError
+from pocketformer.models import create_model
 from pocketformer.pipelines import benchmarking, lineup
 from pocketformer.pipelines import operators as analysis
 from pocketformer.report import benchmarks as plots
 from pocketformer.search import mes
+from pocketformer.training.checkpoint import save_model
 
 # --- which networks
 
@@ -157,6 +159,17 @@ def test_two_networks_end_to_end(cli, tmp_path):
     plots.save_plot(plots.accuracy_latency(result), page)
     assert "plotly" in page.read_text().lower()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_trained_folder_is_timed_with_its_own_head(cli, tmp_path):
+    model = create_model(SearchSpace.named("pocket32").smallest, num_classes=7, resolution=32)
+    save_model(tmp_path / "run", model, tuple("abcdefg"), {})
+    result = json.loads(cli("benchmark", tmp_path / "run", "--rounds", 5, "--json").succeeds().out)
+    row = next(row for row in result["networks"] if row["name"] == str(tmp_path / "run"))
+    assert (row["classes"], row["parameters"]) == (7, sum(p.numel() for p in model.parameters()))
+    told = cli("benchmark", tmp_path / "run", "--rounds", 5).succeeds().out
+    assert f"1000 classes in all, but for: {tmp_path / 'run'} (7)" in told
+    assert " 0.0 " not in told  # no network of no multiply-adds
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,47 @@ def test_supernet_alone(tmp_path):
     figures = json.dumps(Reader(write_report([run]).read_text(encoding="utf-8")).figures)
     assert "mean of the subnets" in figures
     assert "largest subnet" not in figures
+    score = lambda a: {"accuracy": a, "split": "search"}  # noqa: E731
+    reached = {name: {"before": score(0.1), "recalibrated": score(a)} for name, a in zip(MEMBERS, SHARES, strict=True)}
+    write_json(run / "recalibration.json", reached)
+    write_json(run / "config.json", {"space": {"name": "my space"}, "classes": ["a", "b"]})
+    visible = Reader(write_report([run]).read_text(encoding="utf-8")).visible
+    for words in ("81.25 %", "72.50 %", "63.75 %", "10.00 %", "my space", "smallest subnet trained"):
+        assert words in visible
+
+
+MEMBERS, SHARES = ("largest", "smallest", "random"), (0.8125, 0.725, 0.6375)
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "results", "expected"),
+    [
+        (
+            "segment",
+            {"task": "segmentation", "num_classes": 2, "classes": ["sky", "<road>"]},
+            {"mIoU": 0.625, "images": 12, "split": "test", "iou": {"sky": 0.75, "<road>": 0.5}, "pixels": {"sky": 3}},
+            ("62.50 %", "Mean IoU", "12 images", "<road>50.00 %", "sky75.00 %", "Semantic FPN, 2 classes"),
+        ),
+        (
+            "detect",
+            {"task": "detection", "classes": [{"id": 7, "name": "cat"}], "heads": {"masks": True}},
+            {"test": {"bbox": {"AP": 0.375, "AP50": 0.5}, "segm": {"AP": 0.25}}, "images": 9, "split": "val"},
+            ("Box AP", "37.50 %", "Mask AP", "25.00 %", "50.00 %", "9 images", "boxes and masks, 1 class"),
+        ),
+    ],
+)
+def test_dense_trainings(tmp_path, task, config, results, expected):
+    run = tmp_path / task
+    write_config(run, f"{task} train", data="photos")
+    write_metrics(run / "metrics.jsonl", 15, False, 0)
+    Architecture.named("efficientformerv2_s0").save(run / "architecture.json")
+    write_json(run / "config.json", config)
+    write_json(run / "results.json", {"command": f"{task} train", "parameters": 123456, **results})
+    visible = re.sub(r"\s+", " ", Reader(write_report([run]).read_text(encoding="utf-8")).visible)
+    for words in expected:
+        assert words in visible, words
+    assert "mean of 7" not in visible  # a classifier's head
+    assert "Not in this folder" not in visible
 
 
 def test_search_alone(tmp_path, design_run):

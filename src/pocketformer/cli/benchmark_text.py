@@ -2,7 +2,7 @@
 
 from pocketformer.cli.summary import aligned
 
-_HEADER = ("network", "M params", "GMACs", "median ms", "IQR ms", "ratio", "95 % interval")
+_HEADER = ("network", "M params", "MMACs", "median ms", "IQR ms", "ratio", "95 % interval")
 _HEADER += ("Pixel 6", "iPhone 12", "A100", "MES", "top-1 %")
 _NOTE = """\
 ratio: to MobileNetV2 x1.0 ({unit}), with a 95 % interval; Pixel 6 (CPU, all ReLU), iPhone 12 (NPU), A100 (GPU,
@@ -26,6 +26,11 @@ def networks_text(found: dict) -> str:
             for name, known in found["agreement"].items()
         )
         lines.append(f"Rank correlation of these ratios with the paper's: {', '.join(parts)}.")
+    others = [f"{row['name']} ({row['classes']})" for row in rows if row["classes"] not in (None, 1000)]
+    if others:
+        lines.append(
+            f"Random weights and 1000 classes in all, but for: {', '.join(others)}. Files are timed as they are."
+        )
     kept = [row["name"] for row in rows if row["activations"]]
     if found["fingerprint"]["activation"] == "relu":
         lines.append(f"Activations that could not be replaced by ReLU: {', '.join(kept) or 'none'}.")
@@ -76,7 +81,7 @@ def _how(found: dict) -> str:
 def _network(row: dict) -> tuple[str, ...]:
     low, high = row["ratio95"]
     paper = (_number(row["paper_ratios"][name]) for name in _DEVICES)
-    sizes = (_number(row["parameters"], 1e6), _number(row["macs"], 1e9))
+    sizes = (_number(row["parameters"], 1e6), _number(row["macs"], 1e6, 1))
     times = (f"{row['median_ms']:.3f}", f"{row['spread_ms']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
     return (row["name"], *sizes, *times, *paper, _number(row["mes"], digits=1), "/".join(map(str, row["top1"])))
 

@@ -120,11 +120,12 @@ def _told(result: dict) -> str:
             rows.append((TITLES[way], f"{min(before):.1%} to {max(before):.1%}", *figures_of(measures)))
         lines.append(aligned(rows))
         above = found["recalibrated_above"]["alone"]
-        lines.append(f"  re-calibrated above EagleEye: {', '.join(_above(name, above[name]) for name in above)}")
+        told = ", ".join(_above(name, above[name]) for name in above)
+        lines.append(f"  re-calibrated above EagleEye, from -2 to 2 each: {told}")
     return "\n".join(lines)
 
 
 def _above(name: str, measure: dict) -> str:
     low, high = measure["interval95"]
-    title = "r²" if name == "r2" else name.capitalize()
+    title = "r·|r|" if name == "r2" else name.capitalize()  # a negative correlation counts as a negative r²
     return f"{title} {measure['value']:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -38,7 +38,8 @@ def benchmark(
 ) -> dict:
     """Times the named networks, and with `peers` those of V2's Table 2 and newer ones, all in turn.
 
-    Exported files are timed as they are; the others with random weights and 1000 classes, as they are deployed. Each
+    Exported files are timed as they are; the others with random weights, as they are deployed, with 1000 classes or
+    those of the trained network whose folder is given. Each
     row has median and spread (ms a batch), `ratio` to MobileNetV2 with its 95 % interval (at 224 px for all with
     `peers`, as in the table, else at the row's own input size), MES in that unit (eq. 7), the paper's ratios, and
     the samples. A network that the exporter rejects or that crashes the runtime is in `left_out` with the reason.
@@ -161,6 +162,7 @@ class _Field:
             "timm": entrant.timm,
             "kind": entrant.kind,
             "resolution": list(entrant.resolution) if entrant.resolution else None,
+            "classes": None if entrant.file else entrant.classes,
             "parameters": costs.get("parameters"),
             "macs": costs.get("macs"),
             "activations": costs.get("activations"),

@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
 import timm
 
+from pocketformer import files
 from pocketformer.architecture import NAMES, Architecture, SearchSpace
 from pocketformer.architecture.design import Grid
 from pocketformer.architecture.results import LARGEST, UNIT, Peer, Result, peers, published_results
@@ -27,6 +28,7 @@ class Entrant:
     """A network to be timed: an architecture of ours, a network of timm, or an exported file.
 
     `resolution` is (height, width) in px, None for a file, which knows its own. `kind` is that of V2's Table 2.
+    `classes` and `distilled` (two heads while it learns): the published networks' unless it is a trained one's folder.
     """
 
     name: str
@@ -37,19 +39,22 @@ class Entrant:
     kind: str = ""
     top1: tuple[float, ...] = ()
     result: Result | None = field(default=None, compare=False)
+    classes: int = CLASSES
+    distilled: bool = True
 
     def write(self, format: ModuleType, path: Path, batch: int, relu: bool) -> dict:
         """Writes the deployed graph with random weights; its costs, in the papers' sense (all heads, one image)."""
         if self.architecture is None:
-            found = write_peer(format, self.timm, CLASSES, self.resolution, path, batch, relu)
+            found = write_peer(format, self.timm, self.classes, self.resolution, path, batch, relu)
             return {"parameters": found.parameters, "macs": found.macs, "activations": list(found.activations)}
         architecture = self.architecture
         if relu:
             architecture = architecture.with_design(activation="relu", stem_activation="relu")
-        write_network(format, architecture, CLASSES, self.resolution, path, batch)
+        write_network(format, architecture, self.classes, self.resolution, path, batch)
         design = architecture.design
         kinds = {*design.activations, design.activation_of_stem} - {"relu"}
-        counts = {"parameters": architecture.parameters(), "macs": architecture.macs()}
+        heads = {"num_classes": self.classes, "distilled": self.distilled}
+        counts = {"parameters": architecture.parameters(**heads), "macs": architecture.macs(**heads)}
         return {**counts, "activations": sorted(kinds)}
 
 
@@ -65,8 +70,18 @@ def named(text: str) -> Entrant:
         return _of_timm(text.removeprefix(_TIMM), text)
     if text in NAMES or path.exists() or path.suffix == ".json" or "/" in text:
         results = {result.network: result for result in published_results()}
-        return _of_ours(text, load_architecture(text), results.get(text))
+        entrant = _of_ours(text, load_architecture(text), results.get(text))
+        return replace(entrant, **_heads_of(path)) if path.is_dir() else entrant
     raise UserError(f"no network {text!r}; did you mean {_nearest(text, (*NAMES, *timm.list_models()))}?")
+
+
+def _heads_of(folder: Path) -> dict:
+    """`classes` and `distilled` of a trained network's folder; nothing of an architecture alone."""
+    config = folder / "config.json"
+    known = files.read_json(config, "configuration") if config.is_file() else None
+    if not isinstance(known, dict) or not isinstance(known.get("num_classes"), int):
+        return {}
+    return {"classes": known["num_classes"], "distilled": bool(known.get("distilled", False))}
 
 
 def table() -> list[Entrant]:

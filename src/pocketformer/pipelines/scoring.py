@@ -84,7 +84,7 @@ def evaluator(
 
         def inside_a_step(executed: int, planned: int) -> None:
             share = executed / (planned * in_all)
-            progress.update(progress.done, f"step {progress.done + 1}: {share:.0%} of its actions evaluated")
+            progress.update(progress.done, f"of the subnets to score next {share:.0%} done")
 
         found.progress = inside_a_step
     supernet.eval()

@@ -153,8 +153,9 @@ class Trajectory:
 
     def _note(self, chosen: Evaluated) -> str:
         usage = self.objective.usage(chosen.costs)
-        shares = ", ".join(f"{name} {share:.0%} of budget" for name, share in usage.items())
-        return f"{chosen.action}; accuracy {chosen.score.accuracy:.1%} on search; {shares}"
+        shares = [f"{name} {share:.0%} of budget" for name, share in usage.items()]
+        told = ", ".join(shares) or f"MES {self.objective.mes(chosen.costs):.1f}"
+        return f"{chosen.action}; accuracy {chosen.score.accuracy:.1%} on search; {told}"
 
     def close(self) -> None:
         if self._file is not None:

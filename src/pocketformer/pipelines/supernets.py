@@ -74,7 +74,8 @@ def train_supernet(
     else:
         task = SandwichTask(supernet, rule or Sandwich(space, seed=seed), targets or InPlace(labels))
     mix = Mixing(recipe, len(data.classes), seed) if recipe.mixes else None
-    with stage("train the supernet", steps) as progress:
+    what = "largest network alone" if (about or {}).get("trained") == "alone" else "supernet"
+    with stage(f"train the {what}", steps) as progress:
         state = train(task, batches, recipe, Job(folder, "supernet", ledger, progress), seed, compute, mix)
     if ranks.first():
         if space.metapath:

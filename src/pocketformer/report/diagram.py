@@ -3,7 +3,7 @@
 from pocketformer.architecture import FFN, Architecture, Attention, Selection
 from pocketformer.architecture import blocks as values
 from pocketformer.report.theme import LIGHT
-from pocketformer.report.wording import count, safe
+from pocketformer.report.wording import count, plural, safe
 
 _BOX, _GAP, _HEIGHT, _LABEL = 28, 6, 44, 20
 _WIDTH = 340  # room for the texts, and a phone's width
@@ -110,12 +110,18 @@ def _stage_title(j: int, architecture: Architecture, selection: Selection | None
     if selection is not None:
         parts[0] += f" of {selection.space.stages[j].widths[-1]}"
     else:
-        parts[1] = f"{len(kept)} blocks"
+        parts[1] = plural(len(kept), "block")
     return ", ".join(parts)
 
 
-def diagram(architecture: Architecture, selection: Selection | None = None, num_classes: int | None = None) -> str:
-    """The network as an `<svg>`. With a selection the slots of the supernet that were removed stand faint."""
+def diagram(
+    architecture: Architecture,
+    selection: Selection | None = None,
+    num_classes: int | None = None,
+    top: str | None = None,
+) -> str:
+    """The network as an `<svg>`. With a selection the slots of the supernet that were removed stand faint. `top`: what
+    stands on its stages in words, if not a classifier's head."""
     blocks = architecture.blocks(None, num_classes or 1000, distilled=False)
     first, head = blocks[0], blocks[-1]
     downs = [b for b in blocks if b.kind == "downsampling"]
@@ -153,11 +159,13 @@ def diagram(architecture: Architecture, selection: Selection | None = None, num_
         y += frame + 2
     parts.append(_arrow(y))
     classes = f"{num_classes} classes" if num_classes else "classes"
-    parts.append(_line_box(y + 20, f"Head: mean of {grids[-1][0]} × {grids[-1][1]}, {head.width} to {classes}"))
+    top = top or f"mean of {grids[-1][0]} × {grids[-1][1]}, {head.width} to {classes}"
+    parts.append(_line_box(y + 20, f"Head: {top}"))
     height = y + 20 + 30
     attention = sum(isinstance(b, Attention) for s in architecture.stages for b in s.blocks)
     total = sum(len(s.blocks) for s in architecture.stages)
-    about = f"{len(rows)} stages, {total} blocks, {attention} of them attention; {count(head.width)} channels"
+    counted = f"{plural(len(rows), 'stage')}, {plural(total, 'block')}, {attention} of them attention"
+    about = f"{counted}; {count(head.width)} channels"
     return (
         f'<svg class="arch" xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:.0f}" '
         f'viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{safe(about)}">{"".join(parts)}</svg>'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.errors import UserError
-from pocketformer.report import correlation, curves, diagram, plots, sections, tables, theme
+from pocketformer.report import correlation, curves, diagram, plots, scores, sections, tables, theme
 from pocketformer.report.figure import Plot
 from pocketformer.report.images import save_image
 from pocketformer.report.reading import Record, chosen_network, part, read_run
@@ -48,7 +48,7 @@ def write_figures(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
         groups.append((prefix, _plots(record)))
         architecture, selection = chosen_network(record)
         if architecture is not None:
-            drawing = diagram.diagram(architecture, selection, record.num_classes)
+            drawing = diagram.diagram(architecture, selection, record.num_classes, scores.head_of(record))
             path = folder / f"{prefix}architecture.svg"
             files.write_text(path, diagram.standalone(drawing))
             written.append(path)
@@ -121,7 +121,7 @@ def _drawing(record: Record) -> str:
     architecture, selection = chosen_network(record)
     if architecture is None:
         return ""
-    drawn = diagram.diagram(architecture, selection, record.num_classes)
+    drawn = diagram.diagram(architecture, selection, record.num_classes, scores.head_of(record))
     note = "Data flows from top to bottom, in each stage from left to right."
     return f"<p class='muted'>{note}</p><div class='scroll'>{drawn}</div>"
 
@@ -134,6 +134,7 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
     has_search = bool(record.search or part(record.results, "random"))
     contents: list[tuple[str, str, str]] = [
         ("comparison", "Comparison", tables.comparison(record)),
+        ("scores", "What it reaches", scores.table(record)),
         ("correlation", "What the supernet says of training", correlation.table(record) + "".join(agreement)),
         ("search", "The search", "".join(search) + (sections.search_facts(record) if has_search else "")),
         ("architecture", "The network", _drawing(record) + sections.checks(record)),
@@ -148,7 +149,7 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
     links = "".join(f"<a href='#{prefix}{name}'>{safe(title)}</a>" for name, title, content in contents if content)
     header = (
         f"<header><h1 id='{prefix}top'>{safe(record.command)}: {safe(record.title)}</h1>"
-        f"{sections.asked(record)}{sections.verdict(record)}{sections.outcome(record)}{sections.budgets(record)}"
+        f"{sections.asked(record)}{sections.verdict(record)}{sections.outcome(record)}{scores.cards(record)}{sections.budgets(record)}"
         f"{sections.take(record, page.folder)}"
         + "".join(f"<p class='muted'>{safe(remark)}</p>" for remark in remarks)
         + f"<nav aria-label='Sections'>{links}</nav></header>"
@@ -167,6 +168,8 @@ _EXPECTED = {
     "search": ("search", "architecture"),
     "supernet": ("training",),
     "train": ("architecture", "training"),
+    "segment train": ("scores", "architecture", "training"),
+    "detect train": ("scores", "architecture", "training"),
 }
 
 

@@ -67,7 +67,10 @@ def _search_traces(record: Record, cost: str) -> list[dict]:
     if trajectory:
         x, y = [s[cost] for s in trajectory], [s["accuracy"] for s in trajectory]
         texts = [_state_text(s) for s in trajectory]
-        data.append(trace("search", x, y, "lines+markers", "@blue", texts, marker={"size": 5}, line={"width": 1.5}))
+        style = {"marker": {"size": 5}, "line": {"width": 1.5}}
+        if any(s.get("phase") == "propose" for s in trajectory):
+            style = {"marker": {"size": 8}}  # each was drawn anew: there is no way between them
+        data.append(trace("search", x, y, "lines+markers" if "line" in style else "markers", "@blue", texts, **style))
         found = found_state(record)
         if found in trajectory:
             star = {"size": 15, "symbol": "star", "line": {"color": "@fg", "width": 1}}
@@ -90,10 +93,7 @@ def _accuracies(data: list[dict]) -> dict:
     return share_axis("Accuracy, search split", [y for drawn in data for y in drawn["y"]])
 
 
-_SUPERNET = (
-    "All accuracies here are on the search split, with the weights of the supernet, before any final "
-    "training; those of the random subnets too."
-)
+_SUPERNET = "All accuracies here are on the search split, with the weights of the supernet, before any final training."
 
 
 def _note(record: Record) -> str:
@@ -208,10 +208,12 @@ def trajectories(records: Sequence[Record]) -> Plot | None:
     data = []
     for i, record in enumerate(records):
         line = [s for s in states(record) if _usable(s, "mes")]
+        proposed = any(s.get("phase") == "propose" for s in line)  # each drawn anew: there is no way between them
         if line:
             x, y, texts = zip(*((s["mes"], s["accuracy"], _state_text(s)) for s in line), strict=True)
             colour = COLOURS[i % len(COLOURS)]
-            data.append(trace(safe(record.title), x, y, "lines+markers", colour, texts, marker={"size": 5}))
+            marks, marker = ("markers", {"size": 8}) if proposed else ("lines+markers", {"size": 5})
+            data.append(trace(safe(record.title), x, y, marks, colour, texts, marker=marker))
     if len(data) < 2:
         return None
     x = log_axis("MES (log scale)", [v for drawn in data for v in drawn["x"]])

@@ -42,6 +42,7 @@ class Record:
     search: list[dict] = field(default_factory=list)
     table: dict = field(default_factory=dict)
     correlation: dict = field(default_factory=dict)
+    subnets: dict = field(default_factory=dict)  # of a supernet: what its largest, its smallest and a random one reach
     network: dict = field(default_factory=dict)  # config.json: of a trained network, or of the supernet searched
     trainings: dict[str, list[dict]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -98,6 +99,7 @@ def read_run(path: str | Path) -> Record:
     for folder in (path, path / "supernet", *others):
         if (folder / "config.json").is_file() and not record.network:
             record.network = _object(record, folder.absolute() / "config.json", "configuration")
+    record.subnets = _object(record, "recalibration.json", "accuracies of subnets")
     record.search = _lines(record, "search.jsonl")
     for name, file in _metrics(record).items():
         if lines := [line for line in _lines(record, file) if "step" in line]:

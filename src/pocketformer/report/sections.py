@@ -16,6 +16,7 @@ from pocketformer.report.wording import (
     ms,
     percent,
     plain,
+    plural,
     safe,
     significant,
     size,
@@ -170,9 +171,9 @@ def checks(record: Record) -> str:
     rows = []
     if training:
         teacher = training.get("teacher") or "none"
-        epochs = f"{training['epochs']:g}" if is_number(training.get("epochs")) else "not known"
+        epochs = plural(training["epochs"], "epoch") if is_number(training.get("epochs")) else "epochs not known"
         steps = f", {count(training['steps'])} steps" if is_number(training.get("steps")) else ""
-        text = f"{epochs} epochs{steps}, starting from: {training.get('init')}; teacher: {teacher}"
+        text = f"{epochs}{steps}, starting from: {training.get('init')}; teacher: {teacher}"
         rows.append(("Final training", safe(text)))
     if export:
         numbers = [export.get("max_difference"), export.get("logits_std")]

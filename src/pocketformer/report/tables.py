@@ -7,6 +7,7 @@ from pocketformer.report.reading import Record, objects, part
 from pocketformer.report.sections import facts
 from pocketformer.report.wording import (
     budget_title,
+    budget_value,
     count,
     interval,
     is_number,
@@ -119,7 +120,7 @@ def provenance(record: Record) -> str:
     classes = part(data, "classes", default=[])
     images = ", ".join(f"{split} {count(n)}" for split, n in part(data, "images", default={}).items())
     seed = results.get("seed", part(record.config, "settings", "seed"))
-    skipped = ("device", "packages")
+    skipped = ("device", "packages", "method")  # the last: how samples were taken, for the journal alone
     how = {k: v for k, v in part(table, "fingerprint", default={}).items() if k not in skipped}
     device = part(table, "fingerprint", "device")
     rows = [
@@ -131,7 +132,10 @@ def provenance(record: Record) -> str:
         ("Fingerprint of the data", safe(data.get("fingerprint", ""))),
         ("Fingerprint of the split", safe(data.get("split_fingerprint", ""))),
         ("Notes", f"<ul>{notes}</ul>" if notes else ""),
-        ("Search space", safe(part(results, "space", "name") or table.get("space") or "")),
+        (
+            "Search space",
+            safe(part(results, "space", "name") or part(record.network, "space", "name") or table.get("space") or ""),
+        ),
         ("Resolution", safe(" × ".join(map(str, part(results, "space", "resolution", default=[]))))),
         ("Device", safe(device or "")),
         *((f"Latency table, {k.replace('_', ' ')}", safe(plain(v))) for k, v in how.items()),
@@ -141,7 +145,7 @@ def provenance(record: Record) -> str:
         ),
         ("Reference network", _reference(table)),
         *((f"Version of {k}", safe(v)) for k, v in versions.items()),
-        *((k.replace("_", " ").capitalize(), safe(plain(v))) for k, v in _facts(record, data).items()),
+        *((title, safe(text)) for title, text in _facts(record, data)),
     ]
     config = ""
     if record.config_text:
@@ -152,11 +156,31 @@ def provenance(record: Record) -> str:
     return facts(rows) + config
 
 
-def _facts(record: Record, data: dict) -> dict:
-    """What the run recorded in its configuration, unless it stands above already."""
+_FACTS = {
+    "data_fingerprint": "Fingerprint of the data",
+    "split_fingerprint": "Fingerprint of the split",
+    "test_fingerprint": "Fingerprint of the test images",
+    "listed": "Fingerprints of the files' names and sizes",
+    "largest": "Costs of the largest subnet",
+}
+
+
+def _facts(record: Record, data: dict) -> list[tuple[str, str]]:
+    """What the run recorded in its configuration, with units, unless it stands above already."""
     shown = [data.get("fingerprint"), data.get("split_fingerprint")]
-    recorded = part(record.config, "facts", default={})
-    return {k: v for k, v in recorded.items() if not isinstance(v, str) or v not in shown}
+    found = []
+    for name, value in part(record.config, "facts", default={}).items():
+        if (isinstance(value, str) and value in shown) or name == "space":
+            continue
+        if name == "largest" and isinstance(value, dict):
+            value = "; ".join(f"{budget_title(k).lower()} {budget_value(k, v)}" for k, v in value.items())
+        elif name == "listed" and isinstance(value, dict):
+            value = ", ".join(f"{_LISTED.get(k, k)} {plain(v)}" for k, v in value.items())
+        found.append((_FACTS.get(name, name.replace("_", " ").capitalize()), plain(value)))
+    return found
+
+
+_LISTED = {"fingerprint": "data", "split_fingerprint": "split", "test_fingerprint": "test images"}
 
 
 def _reference(table: dict) -> str:

@@ -20,6 +20,11 @@ def count(value: Any) -> str:
     return f"{value:,.0f}" if is_number(value) else UNKNOWN
 
 
+def plural(number: float, noun: str) -> str:
+    """`1 block`, `2 blocks`."""
+    return f"{number:,g} {noun}{'s' * (number != 1)}"
+
+
 def millions(value: Any) -> str:
     """For figures whose last digits say nothing, such as MACs."""
     return f"{value / 1e6:,.2f} M" if is_number(value) else UNKNOWN

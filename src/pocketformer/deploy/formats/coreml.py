@@ -72,5 +72,5 @@ def describe(path: Path) -> str:
     """The oldest systems that run it, the number of its operators, and whether it was run."""
     _, operators = load(path)
     count = sum(operator.type != "const" for operator in operators)
-    run = "" if runtime_of(NAME) else "; not run here: Core ML runs on macOS only"
+    run = "" if runtime_of(NAME) else "; not run here, as Core ML runs on macOS only"
     return f"Core ML program of {count} operators for iOS 16, macOS 13 or later{run}"
