@@ -17,11 +17,20 @@ from typing import Any
 
 from pocketformer.errors import UserError
 
+_WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
+_DESCRIPTIONS = {"architecture.json", "search.jsonl"}
+_PARTS = ("supernet", "alone")  # folders of a run that hold networks
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*){0,2}")
 
 
 def digest(path: str | os.PathLike) -> str:
-    """16 hex digits of what a file holds."""
+    """16 hex digits of what a file holds; of a folder, of the weights and descriptions of networks in it."""
+    path = Path(path)
+    if path.is_dir():
+        inside = [p for part in (".", *_PARTS) for p in (path / part).glob("*")]
+        networks = sorted(p for p in inside if p.suffix in _WEIGHTS or p.name in _DESCRIPTIONS)
+        facts = (f"{p.relative_to(path).as_posix()} {digest(p)}" for p in networks if p.is_file())
+        return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

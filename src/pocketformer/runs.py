@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ import yaml
 
 from pocketformer import files, ranks
 from pocketformer.errors import UserError
+from pocketformer.progress import say
 
 _PACKAGES = ("pocketformer", "torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
 
@@ -29,13 +30,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]) -> None:
+# What a setting that names a place stands for: what lies there (`held`), or None for what is recorded once it is read,
+# as images are by their fingerprints. The place itself may be another when a run is resumed.
+Inputs = Mapping[str, str | None]
+
+
+def held(**places: str | os.PathLike | None) -> dict[str, str]:
+    """{setting: what lies where it says}, of those that are given: paths, or NAME=FILE, of files or of folders of
+    runs. A name without a file holds nothing here."""
+    found = {}
+    for setting, place in places.items() if ranks.first() else ():
+        if place is None:
+            continue
+        name, is_pair, file = os.fspath(place).rpartition("=")
+        if not is_pair or Path(place).exists():
+            name, file = "", place
+        if Path(file).exists():
+            found[setting] = f"{name}={files.digest(file)}" if name else files.digest(file)
+    return found
+
+
+def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any], inputs: Inputs | None = None) -> None:
     """Raises `UserError` if the folder holds anything but a run of the same command and settings. Writes nothing:
     a command asks before it reads a single image. Of several processes the first does: the others might look while
-    it writes."""
+    it writes. What `inputs` names may lie at another place by now, if it holds the same."""
     if not ranks.first():
         return
-    path, settings = Path(path), files.as_json(settings)
+    path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder for a run")
     if (path / "config.yaml").exists():
@@ -43,15 +64,32 @@ def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]
         if earlier["command"] != command:
             found = earlier["command"]
             raise UserError(f"{path} holds a run of '{found}', not of '{command}': choose another --out")
-        for name in sorted({*earlier["settings"], *settings}):
-            for text in differences(earlier["settings"].get(name), settings.get(name), name):
-                raise UserError(
-                    f"{path} holds another run ({text}): choose another --out, or repeat the earlier command to resume "
-                    "it"
-                )
+        _check_settings(path, earlier, files.as_json(settings), inputs or {})
     # A run killed in its first moments leaves its lock and a configuration that was never finished.
     elif path.is_dir() and not all(p.name == ".lock" or files.is_temporary(p) for p in path.iterdir()):
         raise UserError(f"{path} is not empty and holds no run: choose another --out")
+
+
+def _check_settings(path: Path, earlier: dict, settings: dict[str, Any], inputs: Inputs) -> None:
+    known = earlier["facts"].get("inputs", {})
+    moved = set()
+    for name, was, now in _differing(earlier["settings"], settings):
+        is_place = name in inputs and was is not None and now is not None
+        if is_place and (inputs[name] is None or inputs[name] == known.get(name)):
+            moved.add(name)
+            continue
+        other = ", which holds something else" if is_place and name in known else ""
+        raise UserError(
+            f"{path} holds another run ({name} was {_short(was)}, now {_short(now)}{other}): choose another --out, or "
+            "repeat the earlier command to resume it"
+        )
+    for name, content in inputs.items():
+        if content is not None and name not in moved and known.get(name, content) != content:
+            raise UserError(f"{path}: the {_called(name)} changed since this run began: choose another --out")
+
+
+def _called(setting: str) -> str:
+    return setting.replace("_", " ").replace("latency", "latency table")
 
 
 @contextmanager
@@ -85,8 +123,9 @@ class Run:
     Of the processes of a job, only the first locks and writes.
     """
 
-    def __init__(self, path: str | os.PathLike, command: str, settings: dict[str, Any]):
-        """Creates the folder, or takes up an earlier run of the same command and settings.
+    def __init__(self, path: str | os.PathLike, command: str, settings: dict[str, Any], inputs: Inputs | None = None):
+        """Creates the folder, or takes up an earlier run of the same command and settings; says which `inputs` lie
+        elsewhere by now.
 
         Raises `UserError` if the folder holds anything else or another process works in it. Nothing is written
         before these checks.
@@ -97,13 +136,18 @@ class Run:
             ranks.wait()
             self.ledger = Ledger(None)
             return
-        check_folder(path, command, settings)
+        check_folder(path, command, settings, inputs)
         self._lock = _locked(self.path)
         try:
-            check_folder(path, command, settings)  # again: another process may have been here before us
+            check_folder(path, command, settings, inputs)  # again: another process may have been here before us
             if not (self.path / "config.yaml").exists():
-                facts = {"command": command, "settings": files.as_json(settings)}
-                self._write({**facts, "versions": versions(), "facts": {}})
+                facts = {"inputs": known} if (known := {k: v for k, v in (inputs or {}).items() if v}) else {}
+                about = {"command": command, "settings": files.as_json(settings)}
+                self._write({**about, "versions": versions(), "facts": facts})
+            for name, was, now in _differing(read_config(self.path)["settings"], files.as_json(settings)):
+                say(
+                    f"note: {_called(name)}: this run began with {was} and goes on with {now}, which must hold the same"
+                )
             self.ledger = Ledger(self.path / "work.jsonl")
         except BaseException:
             self._lock.close()
@@ -140,15 +184,20 @@ class Run:
         self.close()
 
 
-def differences(was: Any, now: Any, name: str = "") -> list[str]:
+def differences(was: Any, now: Any) -> list[str]:
     """What differs, in words: "rounds was 30, now 31"; of what is nested, each by its names."""
+    return [f"{name} was {_short(one)}, now {_short(other)}" for name, one, other in _differing(was, now)]
+
+
+def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(was, dict) and isinstance(now, dict):
-        keys = sorted({*was, *now})
-        return [text for key in keys for text in differences(was.get(key), now.get(key), f"{name} {key}".strip())]
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        pairs = enumerate(zip(was, now, strict=True))
-        return [text for i, (one, other) in pairs for text in differences(one, other, f"{name}[{i}]")]
-    return [] if was == now else [f"{name} was {_short(was)}, now {_short(now)}"]
+        for key in sorted({*was, *now}):
+            yield from _differing(was.get(key), now.get(key), f"{name} {key}".strip())
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for i, (one, other) in enumerate(zip(was, now, strict=True)):
+            yield from _differing(one, other, f"{name}[{i}]")
+    elif was != now:
+        yield name, was, now
 
 
 def _short(value: Any) -> str:

@@ -51,6 +51,10 @@ Data = Annotated[
         "where torch/ and wds/ keep theirs). Without val/, a tenth is set aside for testing.",
     ),
 ]
+Moved = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="Where the supernet's images are now. [default: where they were]"),
+]
 Out = Annotated[
     Path,
     typer.Option(metavar="FOLDER", help="Folder of the run; the same command on the same folder resumes it."),

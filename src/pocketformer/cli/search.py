@@ -97,6 +97,7 @@ def search(
             help="Training images from which norms take their statistics; 0: as trained in the supernet.",
         ),
     ] = 128,
+    data: options.Moved = None,
     device: training.Device = "cpu",
     workers: options.Workers = 2,
     json: options.Json = False,
@@ -143,6 +144,7 @@ def search(
             "--beam": beam != 1,
             "--race": race,
             "--calibration": calibration != 128,
+            "--data": data,
         }
         if extra := [name for name, given in asked_too.items() if given]:
             raise UserError(f"--pick chooses on a finished search: leave out {', '.join(extra)}")
@@ -156,7 +158,7 @@ def search(
         goal = searches.Goal(tables, limits, min_mes, goals.alphas(alpha, devices=True), form, power)
         asked = Asked(method, evaluations, seed, Walk(regrow, beam), race)
         compute = training.compute(device, "float32", False, 1, False, False)
-        found = searches.search(supernet, goal, asked, calibration, out, compute, workers)
+        found = searches.search(supernet, goal, asked, calibration, out, compute, workers, data)
     if json:
         options.print_json(found)
         return

@@ -9,10 +9,10 @@ from pocketformer.pipelines.agreement import FEWEST, need_scipy, summarised
 from pocketformer.pipelines.correlating import Stages, draw_subnets, found_subnets, trained_range
 from pocketformer.pipelines.images import record_images, same_images, say_unreadable
 from pocketformer.pipelines.settings import Budget, stored_size
-from pocketformer.pipelines.supernets import images_of, load_supernet, train_supernet, weights_of
+from pocketformer.pipelines.supernets import images_of, load_supernet, opened, train_supernet, weights_of
 from pocketformer.progress import say
 from pocketformer.report import write_report
-from pocketformer.runs import Run, check_folder, read_config, seconds_by_stage
+from pocketformer.runs import Run, check_folder, held, read_config, seconds_by_stage
 from pocketformer.supernet import Supernet
 from pocketformer.supernet.inheritance import inherit_norms
 from pocketformer.supernet.sampling import LargestAlone
@@ -26,7 +26,8 @@ from pocketformer.training.targets import Labels
 class CorrelateSettings:
     """What `correlate` is asked for. `subnets` of each set; `parameters` of the second (None: the geometric mean of the
     smallest and the largest member's); `recipe` trains each from scratch; `alone`: a finished run that trained the
-    largest network alone; `found`: folders of searches whose networks are trained too; `seed` None: the supernet's."""
+    largest network alone; `found`: folders of searches whose networks are trained too; `data`: where the
+    supernet's images are by now (None: where they were); `seed` None: the supernet's."""
 
     supernet: str
     recipe: Recipe
@@ -34,6 +35,7 @@ class CorrelateSettings:
     parameters: Budget | None = None
     alone: str | None = None
     found: tuple[str, ...] = ()
+    data: str | None = None
     seed: int | None = None
     compute: Compute = field(default_factory=Compute)
     workers: int = 2
@@ -66,9 +68,11 @@ def correlate(asked: CorrelateSettings, out: Path) -> dict:
         "seed": seed,
         "compute": asked.compute.to_dict(),
     }
-    check_folder(out, "correlate", settings)
-    data = images_of(asked.supernet, config, stored_size(space), asked.workers)
-    with Run(out, "correlate", settings) as run:
+    places = {"alone": asked.alone, **{f"found[{i}]": folder for i, folder in enumerate(asked.found)}}
+    inputs = held(supernet=weights_of(asked.supernet), **places)
+    check_folder(out, "correlate", settings, inputs)
+    data = images_of(asked.supernet, config, stored_size(space), asked.workers, asked.data)
+    with Run(out, "correlate", settings, inputs) as run:
         record_images(run, data)
         run.record(space=space.to_dict())
         run.record(supernet=files.digest(weights_of(asked.supernet)))
@@ -141,7 +145,7 @@ def _train_alone(
 ) -> Supernet:
     """The largest network trained alone on labels, for as long as the supernet was."""
     say("the largest network alone, for as long as the supernet:")
-    about = {**{name: config[name] for name in ("data", "seed", "bad_images")}, "trained": "alone"}
+    about = {**opened(asked.data or config["data"], config["seed"], config["bad_images"]), "trained": "alone"}
     return train_supernet(
         run.path / "alone",
         supernet.space,

@@ -12,7 +12,7 @@ from pocketformer import ranks
 from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import stage
-from pocketformer.runs import Run
+from pocketformer.runs import Inputs, Run, held
 from pocketformer.training.compute import Compute
 from pocketformer.training.engine import Batches, Job, Task, planned_steps, train
 
@@ -40,6 +40,9 @@ class DenseSettings:
             "compute": self.compute.to_dict(),
             **{name: getattr(self, name) for name in self.decisive},
         }
+
+    def inputs(self) -> Inputs:
+        return {"data": None, **held(init=self.init)}
 
 
 def fit(

@@ -29,9 +29,9 @@ from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import DesignSettings, stored_size
 from pocketformer.pipelines.shipping import ROUNDS, Candidate, Measured, search_and_measure
-from pocketformer.pipelines.supernets import train_supernet
+from pocketformer.pipelines.supernets import opened, train_supernet
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run, check_folder
+from pocketformer.runs import Run, check_folder, held
 from pocketformer.runtimes import runtime
 from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
@@ -48,7 +48,8 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     if settings.profile.batch != 1:
         raise UserError("design exports a network for one image at a time: batch must be 1")
     latency = LatencyTable.load(settings.latency) if settings.latency else None
-    check_folder(out, settings.command, settings.to_dict())
+    inputs = {"data": None, **held(latency=settings.latency, teacher=settings.teacher)}
+    check_folder(out, settings.command, settings.to_dict(), inputs)
     data = open_images(settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers)
     refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
     if latency is not None:
@@ -56,7 +57,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         check_measured_here(latency, settings.latency, settings.runtime, settings.profile)
         _objective(settings, CostModel(latency, len(data.classes), settings.teacher is not None))
     teacher = load_teacher(settings.teacher, data.classes, settings.space.resolution) if settings.teacher else None
-    with Run(out, settings.command, settings.to_dict()) as run:
+    with Run(out, settings.command, settings.to_dict(), inputs) as run:
         record_images(run, data)
         chain = Chain(settings, run, data, settings.teacher is not None)
         if (run.path / "results.json").exists():
@@ -77,7 +78,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
             settings.supernet,
             settings.seed,
             run.ledger,
-            about={"data": settings.data, "seed": settings.seed, "bad_images": settings.bad_images},
+            about=opened(settings.data, settings.seed, settings.bad_images),
         )
         measured = _measured(chain, table)
         final = FinalTraining(data, settings.final, settings.seed, run.ledger, teacher)

@@ -52,7 +52,8 @@ def train_detector(settings: DetectSettings, out: Path) -> dict:
     and evaluates it on val; resumes in the same folder."""
     need_coco()
     described = load_architecture(settings.architecture)
-    check_folder(out, _COMMAND, settings.to_dict())
+    inputs = settings.inputs()
+    check_folder(out, _COMMAND, settings.to_dict(), inputs)
     found, val = _open(settings)
     images = found.for_training()
     if len(images) < len(found):
@@ -61,7 +62,7 @@ def train_detector(settings: DetectSettings, out: Path) -> dict:
     torch.manual_seed(settings.seed)
     backbone = open_backbone(described, settings.init, replace(settings.recipe, size=settings.size))
     model = Detector(backbone, len(found.classes), heads)
-    with Run(out, _COMMAND, settings.to_dict()) as run:
+    with Run(out, _COMMAND, settings.to_dict(), inputs) as run:
         run.record(data_fingerprint=f"{found.fingerprint} {val.fingerprint}")
         if not ranks.from_first((run.path / "model.safetensors").exists()):
             _train(model, images, settings, run)

@@ -19,7 +19,7 @@ from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import images_of, load_supernet, recalibration, weights_of
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run, check_folder, read_config
+from pocketformer.runs import Inputs, Run, check_folder, held, read_config
 from pocketformer.search import Objective, Walk
 from pocketformer.search.metrics import amount, spread, unit_of
 from pocketformer.search.trajectory import Point, at_last_correction, evaluations, points
@@ -46,11 +46,10 @@ class Goal:
     form: str = "budget"
     energy: Path | Watts | None = None
 
-    def digests(self) -> dict:
+    def inputs(self) -> Inputs:
         """What the files hold that it names."""
-        tables = {name: files.digest(file) for name, file in self.tables.items()}
-        energy = {"energy_table": files.digest(self.energy)} if isinstance(self.energy, Path) else {}
-        return {"latency_table": tables.get("", tables), **energy}
+        tables = {f"latency {name}".strip(): file for name, file in self.tables.items()}
+        return held(**tables, energy=self.energy if isinstance(self.energy, Path) else None)
 
     def to_dict(self) -> dict:
         """What was asked, of what is not usual only if it was."""
@@ -93,8 +92,10 @@ def search(
     out: Path,
     compute: Compute | None = None,
     workers: int = 2,
+    source: str | None = None,
 ) -> dict:
-    """Runs or resumes Algorithm 1, or another method; returns the state that meets the budgets."""
+    """Runs or resumes Algorithm 1, or another method; returns the state that meets the budgets. `source`: where the
+    supernet's images are now."""
     compute = compute or Compute()
     supernet, config = load_supernet(supernet_folder)
     supernet.to(compute.where)
@@ -112,13 +113,14 @@ def search(
         **({"race": True} if asked.race else {}),
         **({"device": compute.device} if compute.device != "cpu" else {}),
     }
-    check_folder(out, "search", settings)
-    data = images_of(supernet_folder, config, stored_size(space), workers)
+    inputs = {**goal.inputs(), **held(supernet=weights_of(supernet_folder))}
+    check_folder(out, "search", settings, inputs)
+    data = images_of(supernet_folder, config, stored_size(space), workers, source)
     if calibration > len(data.fit):
         say(f"note: fit has but {len(data.fit)} images for norms to take their statistics from (--calibration)")
-    with Run(out, "search", settings) as run:
+    with Run(out, "search", settings, inputs) as run:
         record_images(run, data)
-        run.record(space=space.to_dict(), supernet=files.digest(weights_of(supernet_folder)), **goal.digests())
+        run.record(space=space.to_dict(), supernet=files.digest(weights_of(supernet_folder)))
         run.record(largest=costs.largest(space))  # which budgets in percent refer to
         path = run.path / "search.jsonl"
         with (

@@ -21,7 +21,7 @@ from pocketformer.pipelines.dense_training import DenseSettings, fit
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter, save_segmenter
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run, check_folder
+from pocketformer.runs import Inputs, Run, check_folder, held
 from pocketformer.training.compute import Compute
 from pocketformer.training.orders import Share
 from pocketformer.training.pixels import normalisation_of
@@ -41,12 +41,16 @@ class SegmentSettings(DenseSettings):
     def to_dict(self) -> dict:
         return {**super().to_dict(), **asdict(self.coding)}
 
+    def inputs(self) -> Inputs:
+        return {**super().inputs(), **held(classes=self.classes)}
+
 
 def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
     """Trains a segmenter, keeps the weights that do best on val and evaluates them on test; without test, what is
     evaluated chooses nothing: the last weights, on val. Resumes in the same folder."""
     described, recipe = load_architecture(settings.architecture), settings.recipe
-    check_folder(out, _COMMAND, settings.to_dict())
+    inputs = settings.inputs()
+    check_folder(out, _COMMAND, settings.to_dict(), inputs)
     data = find_masks(settings.data, settings.coding, settings.classes)
     for note in data.notes:
         say(f"note: {note}")
@@ -59,7 +63,7 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
         )
     torch.manual_seed(settings.seed)
     model = Segmenter(open_backbone(described, settings.init, recipe), len(classes))
-    with Run(out, _COMMAND, settings.to_dict()) as run:
+    with Run(out, _COMMAND, settings.to_dict(), inputs) as run:
         run.record(data_fingerprint=census.fingerprint)
         if ranks.first():
             write_census(run.path / "census.json", data.stamp, census)

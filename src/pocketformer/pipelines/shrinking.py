@@ -50,6 +50,9 @@ def load_searched(folder: Path, architecture: Architecture) -> Searched:
     if not (folder / "supernet" / "model.safetensors").is_file():
         config = read_config(folder)
         source = Path(config["settings"]["supernet"])
+        if not source.exists() and (beside := folder.absolute().parent / source.name).exists():
+            say(f"note: {folder} searched {source}, which is not there: taking {beside}")
+            source = beside
         if config["facts"].get("supernet", known := files.digest(weights_of(source))) != known:
             say(f"note: {source} was trained anew since {folder} searched it")
     supernet, config = load_supernet(source)

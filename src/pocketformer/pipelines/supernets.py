@@ -13,8 +13,8 @@ from pocketformer.pipelines.images import few, identity, open_images, record_ima
 from pocketformer.pipelines.networks import as_result, recalibrated_score
 from pocketformer.pipelines.sampling import Choice, Sampling
 from pocketformer.pipelines.settings import stored_size
-from pocketformer.progress import stage
-from pocketformer.runs import Ledger, Run, check_folder
+from pocketformer.progress import say, stage
+from pocketformer.runs import Ledger, Run, check_folder, held
 from pocketformer.supernet import MetaPathSupernet, Supernet, new_supernet
 from pocketformer.supernet.channels import sort_channels
 from pocketformer.supernet.gumbel import Exploration
@@ -27,6 +27,7 @@ from pocketformer.training.engine import Job, planned_steps, train
 from pocketformer.training.evaluation import evaluate
 from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
+from pocketformer.training.sources import PREFIXES
 from pocketformer.training.targets import InPlace, Labels, Targets, Taught
 from pocketformer.training.tasks import NEEDS_LARGEST, MetaPathTask, SandwichTask
 from pocketformer.training.teachers import check_distillation, load_teacher
@@ -109,26 +110,45 @@ def weights_of(folder: str | os.PathLike) -> Path:
     raise UserError(f"{folder} holds no trained supernet (no model.safetensors)")
 
 
-def images_of(folder: str | os.PathLike, config: dict, size: tuple[int, int], workers: int) -> Data:
+def opened(source: str, seed: int, bad_images: str) -> dict:
+    """How images were opened, for the `about` of a supernet: `images_of` opens them again so."""
+    return {"data": source, "place": os.path.abspath(source), "seed": seed, "bad_images": bad_images}
+
+
+def images_of(
+    folder: str | os.PathLike, config: dict, size: tuple[int, int], workers: int, source: str | None = None
+) -> Data:
     """The images that the supernet of `folder` learned from, split as they were then: what it is to be scored on must
-    not be among what it has seen. Raises `UserError` if they have changed."""
-    data = open_images(config["data"], size, config["seed"], config["bad_images"], workers)
+    not be among what it has seen. `source`: where they are now. Raises `UserError` if they have changed."""
+    source = source or _whereabouts(folder, config)
+    data = open_images(source, size, config["seed"], config["bad_images"], workers)
     if (known := config["classes"]) != list(data.classes):
-        raise UserError(f"{folder} knows the classes {few(known)}, but {config['data']} has {few(data.classes)}")
+        raise UserError(f"{folder} knows the classes {few(known)}, but {source} has {few(data.classes)}")
     then, now = config.get("identity"), identity(data)
     if then is not None and then["streamed"] != now["streamed"]:  # the one knows files, the other pixels
         if then["images"] == now["images"]:
             return data
         # Unreadable files are left out before a split is drawn, but out of a stream only once they are met.
-        data = open_images(config["data"], size, config["seed"], config["bad_images"], workers, then["streamed"])
+        data = open_images(source, size, config["seed"], config["bad_images"], workers, then["streamed"])
         now = identity(data)
     # Files may have other names since, if they hold the same.
     if then is not None and any(then[name] != now[name] for name in then if name != "listed"):
         raise UserError(
-            f"the images of {config['data']} have changed since {folder} was trained on them, so that some that it is "
+            f"the images of {source} have changed since {folder} was trained on them, so that some that it is "
             "scored on may be among those it has seen: train a supernet on what is there now"
         )
     return data
+
+
+def _whereabouts(folder: str | os.PathLike, config: dict) -> str:
+    """Where a supernet's images were: as they were named, or from the folder that the name was given in."""
+    named, place = config["data"], config.get("place")
+    if Path(named).exists() or named == "embedded" or named.partition("/")[0].lower() in PREFIXES:
+        return named
+    if place is not None and Path(place).exists():
+        say(f"note: {folder} has its images from {named}; they are taken from {place}")
+        return place
+    raise UserError(f"{named}, from which {folder} has its images, is not there: say where they are now (--data)")
 
 
 def recalibration(supernet: Supernet, subnet: Architecture | Selection, data: Data, seed: int) -> dict:
@@ -168,9 +188,10 @@ def supernet_run(
     check_distillation(teacher, distillation)
     if sampling.name == "uniform" and not plain:
         raise UserError(NEEDS_LARGEST)
-    about = {"data": source, "seed": seed, "bad_images": bad_images}
     settings = {
-        **about,
+        "data": source,
+        "seed": seed,
+        "bad_images": bad_images,
         "space": space.to_dict(),
         "recipe": recipe.to_dict(),
         "sampling": sampling.to_dict(),
@@ -180,7 +201,8 @@ def supernet_run(
         "compute": compute.to_dict(),
         **({"choice": choice.to_dict()} if space.metapath else {}),
     }
-    check_folder(out, "supernet", settings)
+    inputs = {"data": None, **held(teacher=teacher, **{"sampling latency": sampling.latency})}
+    check_folder(out, "supernet", settings, inputs)
     images = open_images(source, stored_size(space), seed, bad_images, workers, as_they_are=bool(recipe.randaugment))
     rule = sampling.rule(space, len(images.classes), seed)
     targets: Targets = Labels(recipe.label_smoothing)
@@ -188,7 +210,7 @@ def supernet_run(
         guide = load_teacher(teacher, images.classes, space.resolution).to(compute.where)
         targets = Taught(targets, guide, distillation)
     targets = targets if plain or space.metapath else InPlace(targets)
-    with Run(out, "supernet", settings) as run:
+    with Run(out, "supernet", settings, inputs) as run:
         record_images(run, images)
         if isinstance(rule, LatencyAware):
             run.record(latency_range=list(rule.range))  # a table that has changed draws other subnets
@@ -202,7 +224,7 @@ def supernet_run(
             rule=rule,
             targets=targets,
             choice=choice,
-            about=about,
+            about=opened(source, seed, bad_images),
             compute=compute,
             workers=workers,
         )

@@ -14,7 +14,7 @@ from pocketformer.pipelines.shrinking import Searched, load_searched, shrink
 from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.pipelines.trained import is_weights_alone, learned_from, load_architecture, size_to_store
 from pocketformer.progress import say
-from pocketformer.runs import Run, check_folder
+from pocketformer.runs import Inputs, Run, check_folder, held
 from pocketformer.supernet import MetaPathSupernet, Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.answers import Cache
@@ -58,13 +58,19 @@ class TrainSettings:
         described = load_architecture(self.architecture).to_dict()
         return {"architecture": described, "recipe": self.recipe.to_dict(), "compute": self.compute.to_dict(), **values}
 
+    def inputs(self) -> Inputs:
+        cache = self.teacher_cache and Cache.parse(self.teacher_cache)  # which knows itself what its answers are to
+        answers = {"teacher_cache": f"answers of {cache.epochs} epochs"} if cache else {}
+        return {"data": None, **held(init=self.init, teacher=self.teacher), **answers}
+
 
 def train_network(settings: TrainSettings, out: Path) -> dict:
     """Trains one network on fit + search (with `validate`: on fit, keeping what does best on search) and evaluates it
     on test; resumes in the same folder."""
     cache = None if settings.teacher_cache is None else Cache.parse(settings.teacher_cache)
     described = load_architecture(settings.architecture)
-    check_folder(out, "train", settings.to_dict())
+    inputs = settings.inputs()
+    check_folder(out, "train", settings.to_dict(), inputs)
     resolution, recipe = described.design.resolution, settings.recipe
     data = open_images(
         settings.data,
@@ -77,7 +83,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
     )
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
     start = _load_init(settings.init, described, data, settings.validate) if settings.init else None
-    with Run(out, "train", settings.to_dict()) as run:
+    with Run(out, "train", settings.to_dict(), inputs) as run:
         record_images(run, data)
         final = FinalTraining(
             data,
