@@ -173,7 +173,7 @@ def spoiled(tmp_path) -> Path:
     picture(7, (300, 300)).save(root / "cat" / "a.jpg")
     whole = (root / "cat" / "a.jpg").read_bytes()
     (root / "cat" / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    (root / "cat" / "notes.txt").write_text("not an image")
+    (root / "cat" / "notes.png").write_text("not an image")
     (root / "dog" / "zero.png").write_bytes(b"")
     (root / "dog" / "zzz.png").symlink_to(root / "gone.png")
     return root
@@ -182,7 +182,7 @@ def spoiled(tmp_path) -> Path:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_refuses_unreadable_images_and_names_them(spoiled, workers):
     assert refusal(spoiled, workers=workers) == (
-        f"{spoiled}: 4 of 28 files cannot be read as images: cat/a.jpg (truncated), cat/notes.txt "
+        f"{spoiled}: 4 of 28 files cannot be read as images: cat/a.jpg (truncated), cat/notes.png "
         "(not an image), dog/zero.png (empty file), …; remove them or pass --bad-images skip"
     )
 

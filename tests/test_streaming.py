@@ -97,7 +97,7 @@ def spoiled(photos, tmp_path) -> Path:
     for name in ("train/cat/003.jpg", "val/dog/001.jpg"):
         raw = (root / name).read_bytes()
         (root / name).write_bytes(raw[: len(raw) // 2])
-    (root / "train" / "dog" / "notes.txt").write_text("not an image")
+    (root / "train" / "dog" / "notes.png").write_text("not an image")
     (root / "train" / "emu" / "zero.jpg").write_bytes(b"")
     (root / "train" / "emu" / "zzz.jpg").symlink_to(root / "gone.jpg")
     return root
@@ -125,7 +125,7 @@ def test_skipped_images_are_replaced_in_training_and_left_out_of_evaluation(spoi
         assert data.late_note() is None
         results.append(made(data.final, workers, last=12, augmentation=Augmentation()))
         assert data.late_note() == (
-            "2 images skipped: train/cat/003.jpg (truncated), train/dog/notes.txt (not an image)"
+            "2 images skipped: train/cat/003.jpg (truncated), train/dog/notes.png (not an image)"
         )
     assert equal(*results)
     images, labels = data.final.take(torch.arange(len(data.final)))

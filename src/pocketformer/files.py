@@ -23,6 +23,24 @@ _PARTS = ("supernet", "alone")  # folders of a run that hold networks
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*){0,2}")
 
 
+def as_text(name: str) -> str:
+    """A name of the file system as UTF-8 says it, in whatever encoding Python took it; bytes that are no UTF-8 stand as
+    \\xNN. Can always be written."""
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, out of JSON
+        raw = name.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def as_path(name: str | os.PathLike) -> str:
+    """The name as this process's file system takes it, of what `as_text` may have come from."""
+    try:
+        return os.fsdecode(os.fspath(name).encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return os.fspath(name)
+
+
 def digest(path: str | os.PathLike) -> str:
     """16 hex digits of what a file holds; of a folder, of the weights and descriptions of networks in it."""
     path = Path(path)

@@ -46,7 +46,7 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="A folder with train/ and val/ (the test split), one sub-folder a class; 'embedded' (8,000 images of "
+        help="A folder with train/ and val/ or test/, one sub-folder a class; 'embedded' (8,000 images of "
         "Fashion-MNIST); or a dataset name of timm: torch/cifar10, hfds/…, wds/… ($POCKETFORMER_DATASETS says "
         "where torch/ and wds/ keep theirs). Without val/, a tenth is set aside for testing.",
     ),

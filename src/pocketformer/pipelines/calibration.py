@@ -13,6 +13,7 @@ from pocketformer.pipelines.images import open_images
 from pocketformer.training.batches import eval_batches, normalisation_of
 from pocketformer.training.data import Data, Split
 from pocketformer.training.decoding import to_pixels
+from pocketformer.training.folders import has_splits
 
 IMAGES = 128
 
@@ -35,7 +36,7 @@ def calibration_images(
         split = _of_folder(Path(source), stored, seed)
     else:
         same = source is None or _same(source, data)
-        split = (data if same else open_images(source, stored, seed, "skip", 2)).fit
+        split = (data if same else open_images(source, stored, seed, "skip", 2, uses_search=False)).fit
         chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:IMAGES])
         split = Split("calibration", *split.take(torch.from_numpy(chosen)))
     batches = eval_batches(split, IMAGES, model.resolution, normalisation_of(model))
@@ -44,8 +45,7 @@ def calibration_images(
 
 def _is_plain(folder: Path, data: Data) -> bool:
     """Whether it is a folder of images that are in no split."""
-    split = _same(folder, data) or (folder / "train").is_dir() or (folder / "val").is_dir()
-    return folder.is_dir() and not split
+    return folder.is_dir() and not _same(folder, data) and not has_splits(folder)
 
 
 def _same(source: str | Path, data: Data) -> bool:

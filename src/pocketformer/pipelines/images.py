@@ -11,7 +11,7 @@ from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
 from pocketformer.training.data import Data, open_data, streams
 from pocketformer.training.decoding import upright, why_unreadable
-from pocketformer.training.sources import find
+from pocketformer.training.sources import find, some
 
 
 def open_images(
@@ -22,12 +22,13 @@ def open_images(
     workers: int,
     stream: bool | None = None,
     as_they_are: bool = False,
+    uses_search: bool = True,
 ) -> Data:
-    """`open_data` with a progress bar; says what is worth saying.
+    """`open_data` with a progress bar; says what is worth saying, and how many classes and images there are.
 
     `stream`: None: streamed where the images are too many for memory, or, with `as_they_are`, wherever they can be
-    (RandAugment is for images of their own size, not for stored ones). Of several processes the first looks at all
-    images of a stream before the work begins.
+    (RandAugment is for images of their own size, not for stored ones). `uses_search`: whether the job does, so that its
+    notes matter. Of several processes the first looks at all images of a stream before the work begins.
     """
     found, check = find(source), ranks.first()
     if as_they_are and stream is None and found.load is not None:
@@ -39,14 +40,21 @@ def open_images(
     else:
         with stage("check the images" if streamed else "read the images", len(found)) as progress:
             data = open_data(found, **options, check=check, progress=lambda done, total: progress.update(done))
-    for note in data.notes:
-        say(f"note: {note}")
+    tell_of(data, uses_search)
     return data
+
+
+def tell_of(data: Data, uses_search: bool = True) -> None:
+    """Says what is worth saying of images that were opened: notes, and how many classes and images there are."""
+    for note in data.notes:
+        if uses_search or note not in data.search_notes:
+            say(f"note: {note}")
+    say(data.summary())
 
 
 def few(names: Sequence[str]) -> str:
     """The first of many names, for a message."""
-    return ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
+    return some(list(names), 4)
 
 
 def identity(data: Data) -> dict:

@@ -80,6 +80,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
         settings.workers,
         settings.stream,
         bool(recipe.randaugment),
+        settings.validate,
     )
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
     start = _load_init(settings.init, described, data, settings.validate) if settings.init else None

@@ -6,21 +6,18 @@ decoded into memory once, or, where they are too many, each time they are needed
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pocketformer.errors import UserError, WorkError
+from pocketformer.errors import UserError
 from pocketformer.training.decoding import decode_all, readable, refuse_bad, skipped
-from pocketformer.training.sources import Found, find
+from pocketformer.training.sources import Found, find, find_all, some
+from pocketformer.training.splits import Split
 from pocketformer.training.splitting import random_words, search_count, split_rows, stratified
 from pocketformer.training.streaming import StreamedImages, preflight
 
@@ -29,6 +26,7 @@ __all__ = [
     "Split",
     "Survey",
     "open_data",
+    "open_labelled",
     "random_words",
     "search_count",
     "stratified",
@@ -36,75 +34,7 @@ __all__ = [
     "survey",
 ]
 
-T = TypeVar("T")
 IN_MEMORY = 2 * 10**9  # bytes of decoded images up to which they are kept in memory unless told otherwise
-_REPLACEMENTS = 100  # unreadable images in a row after which it is no longer a matter of single images
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Some rows of shared image data: `images` uint8 (N, 3, S_h, S_w), `labels` int64 (N,).
-
-    `indices` int64 are the rows that belong to the split, in order; None: all of them. The images of a streamed
-    split are decoded when they are taken; one that cannot be read, where that is accepted, is then replaced by
-    the next of the split that can.
-    """
-
-    name: str
-    images: torch.Tensor | StreamedImages
-    labels: torch.Tensor
-    indices: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels if self.indices is None else self.indices)
-
-    @property
-    def streamed(self) -> bool:
-        return isinstance(self.images, StreamedImages)
-
-    @property
-    def stored_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, that `take` returns."""
-        return tuple(self.images.shape[-2:])
-
-    def row(self, position: int) -> int:
-        """The row of the source that is at a position of the split."""
-        return position if self.indices is None else int(self.indices[position])
-
-    def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of images uint8 (B, 3, S_h, S_w) and labels int64 (B,) at `rows`, positions in the split."""
-        if not self.streamed:
-            rows = rows if self.indices is None else self.indices[rows]
-            return self.images[rows], self.labels[rows]
-        images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
-        labels = np.empty(len(rows), np.int64)
-
-        def fill(place: int) -> None:
-            images[place], labels[place] = self._next_readable(int(rows[place]), self.images.pixels)
-
-        with ThreadPoolExecutor(self.images.workers) if self.images.workers > 0 else nullcontext() as pool:
-            for _ in (pool.map if pool else map)(fill, range(len(rows))):
-                pass
-        return torch.from_numpy(images), torch.from_numpy(labels)
-
-    def open(self, position: int) -> tuple[Image.Image, int]:
-        """The RGB image at a position, at its own size if streamed, else at the stored one; and its label."""
-        if self.streamed:
-            return self._next_readable(position, self.images.whole)
-        row = self.row(position)
-        return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().numpy()), int(self.labels[row])
-
-    def _next_readable(self, position: int, read: Callable[[int], T | None]) -> tuple[T, int]:
-        attempts = min(len(self), _REPLACEMENTS)
-        for step in range(attempts):
-            row = self.row((position + step) % len(self))
-            found = read(row)
-            if found is not None:
-                return found, int(self.labels[row])
-        raise WorkError(
-            f"{self.images.source}: {attempts} images in a row cannot be read, from {self.images.name(row)} on; "
-            "these are too many to be left out"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +45,8 @@ class Data:
     source: of names and sizes of files, labels and class names); `split_fingerprint` of which of them are in fit,
     search and test, `test_fingerprint` of those in test. `listed`: the same three of the images as they are listed
     (names and sizes), streamed or not; empty of sources that are read in order. `notes` are sentences worth telling
-    the user. `median_side` is the median short side of the source images in pixels (of 200 of them where not all
-    were looked at).
+    the user, `search_notes` those of them that only matter where the search split is used. `median_side` is the median
+    short side of the source images in pixels (of 200 of them where not all were looked at).
     """
 
     source: str
@@ -129,8 +59,14 @@ class Data:
     split_fingerprint: str
     notes: tuple[str, ...]
     median_side: int
+    search_notes: tuple[str, ...] = ()
     test_fingerprint: str = ""
     listed: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """How many classes there are, and images in each split: `2 classes: cat, dog; images: 80 in fit, …`."""
+        parts = [f"{len(split):,} in {split.name}" for split in (self.fit, self.search, self.test) if len(split)]
+        return f"{len(self.classes)} classes: {some(list(self.classes), 12)}; images: {', '.join(parts)}"
 
     def late_note(self) -> str | None:
         """What to tell of unreadable images that were met since the source was opened; None if there were none."""
@@ -209,6 +145,26 @@ def open_data(
     return _split(found, images, labels, decoded.digests.__getitem__, decoded.bad, decoded.median_side, seed, notes)
 
 
+def open_labelled(source: str | os.PathLike, classes: Sequence[str] | None, **options) -> Data:
+    """Reads any labelled images as one test split; fit and search are empty.
+
+    Of a folder with class folders directly, all images; of one with splits, those of its test split (`test/`, else
+    `val/`, else what there is); of another data set, its test split, or all if it has none.
+
+    Args:
+        classes: the names of the classes in the order of the labels; the folder may hold some of them only. None: its
+            own.
+        options: of `open_data`.
+
+    Raises:
+        UserError: as `open_data`, and for class folders that are none of `classes`.
+    """
+    found = find_all(source, classes)
+    if found.train and not found.test:
+        found = replace(found, train=0, test=found.train)
+    return open_data(found, **options)
+
+
 def streams(found: Found, size: tuple[int, int], stream: bool | None = None, cache: Path | None = None) -> bool:
     """Whether `open_data` leaves the images where they are. Raises `UserError` if it is told to and cannot."""
     if stream and found.load is None:
@@ -263,7 +219,8 @@ def _split(
     if bad:
         notes.append(skipped(found.name, bad))
     classes = found.classes or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
-    rows = split_rows(found, labels, classes, seed, notes)
+    search_notes: list[str] = []
+    rows = split_rows(found, labels, classes, seed, notes, search_notes)
     targets = torch.from_numpy(labels)
     splits = {name: Split(name, images, targets, torch.from_numpy(chosen)) for name, chosen in rows.items()}
 
@@ -288,7 +245,8 @@ def _split(
         search=splits["search"],
         final=splits["fit+search"],
         test=splits["test"],
-        notes=tuple(notes),
+        notes=(*notes, *search_notes),
+        search_notes=tuple(search_notes),
         median_side=median_side,
         listed=listed,
         **read,

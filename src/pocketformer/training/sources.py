@@ -6,7 +6,8 @@ each image. Folders are in `folders`, shards in `shards`, other data sets of tim
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pocketformer.errors import UserError
+from pocketformer.files import as_path, as_text
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_6k2k.npz"
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -34,7 +36,7 @@ Load = Callable[[], Sample]
 
 @dataclass(frozen=True)
 class Found:
-    """Images that were found and not yet decoded: `train` rows first, then `test` rows (0: no such split).
+    """Images that were found and not yet decoded: `train` rows first, then `search` and `test` (0: no such split).
 
     `name` of a row is for people. `stamp` changes when any image may have changed, without reading them.
     `classes` is empty if the source names none.
@@ -42,7 +44,8 @@ class Found:
     Sources with random access have `load`, `labels` (int64 (N,), without decoding any image) and `identify` (what
     tells an image of a row from others without reading it, the same on any machine); `bad` are rows that cannot be
     read, as far as listing tells (row -> why), and `place` is what vanishes if the images do. These go to other
-    processes, so they can be pickled.
+    processes, so they can be pickled. `sizes` int64 (N,) are those of the files in bytes, `path` the path of a row
+    below its class, where there are such.
 
     The others have `in_order()`, which yields (row, load) and decodes to do so, and `why_in_order`.
     """
@@ -57,13 +60,16 @@ class Found:
     load: Callable[[int], Sample] | None = None
     labels: Callable[[], np.ndarray] | None = None
     identify: Callable[[int], str] | None = None
+    path: Callable[[int], str] | None = None
+    sizes: Callable[[], np.ndarray] | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
     place: Path | None = None
     in_order: Callable[[], Iterator[tuple[int, Load]]] | None = None
     why_in_order: str = ""
+    search: int = 0
 
     def __len__(self) -> int:
-        return self.train + self.test
+        return self.train + self.search + self.test
 
     def jobs(self) -> Iterator[tuple[int, Load]]:
         """(row, load) of every image."""
@@ -82,22 +88,43 @@ def find(source: str | os.PathLike) -> Found:
     source = os.fspath(source)
     if source == "embedded":
         return _find_embedded()
-    path = Path(source)
-    if path.is_dir():
+    if (path := folder_of(source)) is not None:
         from pocketformer.training.folders import find_folder
 
-        try:
-            return find_folder(source, path)
-        except OSError as error:
-            raise UserError(f"{source}: cannot be listed: {error.strerror}: {error.filename}") from None
-    if path.exists():
-        raise UserError(f"{source}: is a file; give a folder with train/ (and val/), one sub-folder per class")
+        return _listed(source, lambda: find_folder(source, path))
     prefix, slash, name = source.partition("/")
     if slash and name and prefix.lower() in PREFIXES:
         from pocketformer.training.named import find_named  # brings in timm
 
         return find_named(source, prefix.lower(), name)
     raise UserError(f"{source}: no such folder, and not a dataset name (torch/…, hfds/…, wds/…)")
+
+
+def find_all(source: str | os.PathLike, classes: Sequence[str] | None) -> Found:
+    """Finds the images of any folder of classes as one test split; of other sources, what `find` does. `classes`: the
+    names that are known."""
+    source = os.fspath(source)
+    path = None if source == "embedded" else folder_of(source)
+    if path is None:
+        return find(source)
+    from pocketformer.training.folders import find_labelled
+
+    return _listed(source, lambda: find_labelled(source, path, classes))
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder that a source names; None if it names none. Raises `UserError` if it is a file."""
+    path = Path(as_path(source))
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{source}: is a file; give a folder with train/ (and val/), one sub-folder per class")
+    return path if path.is_dir() else None
+
+
+def _listed(source: str, find: Callable[[], Found]) -> Found:
+    try:
+        return find()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be listed: {error.strerror}: {error.filename}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,4 +182,12 @@ def stamp_and_sizes(paths: list[str], *more: str) -> tuple[str, np.ndarray]:
 
 
 def some(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (f", … ({len(names)} in all)" if len(names) > count else "")
+    """The first of many names, for a message of one line."""
+    more = f", … ({len(names)} in all)" if len(names) > count else ""
+    return ", ".join(map(shown, names[:count])) + more
+
+
+def shown(name: str) -> str:
+    """A name as it can stand in a line: line breaks and other control characters are written as escapes."""
+    hidden = {c for c in as_text(name) if unicodedata.category(c) in ("Cc", "Zl", "Zp")}
+    return "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in as_text(name))

@@ -46,17 +46,30 @@ def search_count(rest: int) -> int:
 
 
 def split_rows(
-    found: Found, labels: np.ndarray, classes: tuple[str, ...], seed: int, notes: list[str]
+    found: Found,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    seed: int,
+    notes: list[str],
+    search_notes: list[str],
 ) -> dict[str, np.ndarray]:
     """Ascending rows of "fit", "search", "fit+search" and "test"; rows labelled -1 are in none.
 
-    Appends to the notes what the user did not ask for. Raises `UserError` if a class has too few images.
+    Appends to the notes what the user did not ask for, and to `search_notes` what concerns the search split alone.
+    Raises `UserError` if a class has too few images.
     """
-    good = labels >= 0
-    is_test = np.arange(len(found)) >= found.train
+    good, row = labels >= 0, np.arange(len(found))
+    is_test = row >= found.train + found.search
     rest, test = np.flatnonzero(good & ~is_test), np.flatnonzero(good & is_test)
+    if not found.train:
+        return {"fit": rest, "search": rest, "fit+search": rest, "test": _some_images(found, test)}
     if len(classes) < 2:
         raise UserError(f"{found.source}: has only one class; at least two are needed")
+    if found.search:
+        fit, search = rest[rest < found.train], rest[rest >= found.train]
+        for what, rows in (("training", fit), ("validation", search), ("test", test)):
+            _check_classes(found.source, f"{what} images", labels[rows], classes, 1)
+        return {"fit": fit, "search": search, "fit+search": rest, "test": test}
     _check_classes(found.source, "training images", labels[rest], classes, 2 if found.test else 3)
     if found.test:
         _check_classes(found.source, "test images", labels[test], classes, 1)
@@ -68,10 +81,17 @@ def split_rows(
     chosen = stratified(labels[rest], count, seed, purpose=2)
     search, fit = rest[chosen], rest[~chosen]
     if count < SEARCH_SMALLEST:
-        notes.append(f"small set: the search split is half of the images besides test ({len(search)} of {len(rest)})")
+        half = f"{len(search)} of {len(rest)}"
+        search_notes.append(f"small set: the search split is half of the images besides test ({half})")
     elif len(rest) < 10 * SEARCH_SMALLEST - 5:
-        notes.append(f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)")
+        search_notes.append(f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)")
     return {"fit": fit, "search": search, "fit+search": rest, "test": test}
+
+
+def _some_images(found: Found, rows: np.ndarray) -> np.ndarray:
+    if not len(rows):
+        raise UserError(f"{found.source}: holds no images that can be read")
+    return rows
 
 
 def _check_classes(source: str, what: str, labels: np.ndarray, classes: tuple[str, ...], least: int) -> None:
