@@ -1,6 +1,8 @@
 """Do two runtimes on one device want different networks? Two tables rank two architectures in opposite orders.
 
-    python benchmarks/rulers.py TABLE_A TABLE_B      # writes benchmarks/results/rulers.json
+    python benchmarks/rulers.py TABLE_A TABLE_B --out rulers.json
+
+The committed result: --out benchmarks/results/rulers.json, with the tables of two runtimes of efficientformerv2.
 
 Of many random members of the space, the pair is taken that the tables disagree on most: by table A the first is
 faster by as large a factor as the second is by table B. Then both networks are timed whole on both runtimes, in
@@ -20,20 +22,23 @@ from pocketformer import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
 from pocketformer.devices import LatencyTable
 from pocketformer.devices.candidates import write_network
+from pocketformer.errors import UserError
 from pocketformer.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "rulers.json"
 SESSIONS, ROUNDS = 8, 12
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs=2, type=LatencyTable.load, metavar="TABLE")
-    parser.add_argument("--space", default="efficientformerv2")
+    parser.add_argument("--space", help="by default that of the tables")
     parser.add_argument("--members", type=int, default=3000)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    space = SearchSpace.named(args.space)
+    try:
+        space = shared_space(args.tables, args.space)
+    except UserError as error:
+        parser.error(str(error))
     pair = most_disputed([space.sample(seed) for seed in range(args.members)], *args.tables)
     rows, confirmed = {}, True
     for table, wanted in zip(args.tables, (-1, 1), strict=True):
@@ -54,6 +59,18 @@ def main() -> int:
     networks = [{"parameters": a.parameters(), "macs": a.macs(), "architecture": a.to_dict()} for a in pair]
     write_json(args.out, {"what": __doc__.splitlines()[0], **about, "runtimes": rows, "networks": networks})
     return 0 if confirmed else 1
+
+
+def shared_space(tables: list[LatencyTable], name: str | None) -> SearchSpace:
+    """The space of both tables. Raises `UserError` if they are not of one space, or not of the one named."""
+    if len({(table.space, tuple(table.resolution)) for table in tables}) > 1:
+        raise UserError(f"the tables are of different spaces: {tables[0].space} and {tables[1].space}")
+    space = SearchSpace.named(name or tables[0].space)
+    if (space.name, tuple(space.resolution)) != (tables[0].space, tuple(tables[0].resolution)):
+        raise UserError(
+            f"the tables are of {tables[0].space}, not of {space.name}: give --space FILE if it is your own"
+        )
+    return space
 
 
 def most_disputed(members: list[Architecture], a: LatencyTable, b: LatencyTable) -> tuple[Architecture, Architecture]:

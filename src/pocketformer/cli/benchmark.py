@@ -62,8 +62,8 @@ def benchmark(
     than milliseconds do. Without MODEL: the seven published networks, the search space's largest member, the
     peers of the paper's table and newer ones, against MobileNetV2 at 224 px; with MODEL alone, each against
     MobileNetV2 at its own input size. Exported files are timed as they are (one that takes another number of
-    images than --batch is refused); all others with random weights as they are deployed (networks of timm re-
-    parameterised and fused where timm can), with 1000 classes, or a trained folder's own. A network that the
+    images than --batch is refused); all others with random weights as they are deployed (networks of timm
+    re-parameterised and fused where timm can), with 1000 classes, or a trained folder's own. A network that the
     exporter or the runtime fails on is named and left out. The paper used batch 64 on its GPU.
 
     --operators compares patch embeddings, token mixers, reshapes, MLPs and activations at the shapes of

@@ -92,23 +92,26 @@ def trace(name: str, x: Sequence, y: Sequence, mode: str, colour: str, text: Seq
 
 
 def budget_line(
-    name: str, at: float, axis: str = "x", side: str = "y", number: str = "", log: bool = False
+    name: str,
+    at: float,
+    axis: str = "x",
+    side: str = "y",
+    number: str = "",
+    log: bool = False,
+    values: Sequence[float] = (),
 ) -> tuple[dict, dict]:
     """A dashed line across the plot at a budget, and its label. On a logarithmic axis plotly wants the
-    label's place as a logarithm, but not the line's."""
+    label's place as a logarithm, but not the line's. Among `values`, the axis's, the label stands on the side that has
+    more room."""
     ends = {f"{axis}0": at, f"{axis}1": at, f"{side}0": 0, f"{side}1": 1}
     across = f"{side}{number} domain" if axis == "x" else f"{side} domain"
     along = axis if axis == "x" else f"{axis}{number}"
     refs = {f"{axis}ref": along, f"{side}ref": across}
     shape = {"type": "line", **ends, **refs, "line": {"color": "@red", "dash": "dash", "width": 1.5}}
     if axis == "x":
-        place = {
-            "x": math.log10(at) if log else at,
-            "y": 0.02,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "xshift": 3,
-        }
+        place = {"x": math.log10(at) if log else at, "y": 0.02, "yanchor": "bottom", "bgcolor": "@bg"}
+        right = bool(values) and at > (math.sqrt(min(values) * max(values)) if log else (min(values) + max(values)) / 2)
+        place |= {"xanchor": "right", "xshift": -3} if right else {"xanchor": "left", "xshift": 3}
     else:
         place = {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
     return shape, {"text": name, "showarrow": False, "font": {"color": "@red", "size": 12}, **refs, **place}
@@ -117,11 +120,11 @@ def budget_line(
 def log_axis(title: str, values: Sequence[float]) -> dict:
     """A log axis with round ticks of its own: plotly labels a short one with bare digits."""
     low, high = min(values) / 1.06, max(values) * 1.06
-    steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-    ticks = [s * 10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for s in steps]
-    ticks = [t for t in ticks if low <= t <= high]
-    while len(ticks) > 7:
-        ticks = ticks[::2]
+    for steps in ((1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        ticks = [s * 10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for s in steps]
+        ticks = [t for t in ticks if low <= t <= high]
+        if len(ticks) <= 7:
+            break
     span = {
         "range": [math.log10(low), math.log10(high)],
         "tickvals": ticks,

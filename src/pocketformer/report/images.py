@@ -10,6 +10,7 @@ from pocketformer.report.theme import LIGHT, resolved
 
 _WIDTH, _HEIGHT = 640, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM, _ROW = 70, 16, 14, 52, 18
+_LETTER = 4.9  # px, of the small print of names
 
 
 def save_image(plot: Plot, folder: Path, stem: str) -> list[Path]:
@@ -44,8 +45,12 @@ def draw(figure: dict) -> str:
     legend, rows = _legend(data)
     height = _HEIGHT + rows * _ROW
     x_axis = layout["xaxis"]
-    x = _Scale(x_axis, [v for t in data for v in t["x"]], _LEFT, _WIDTH - _RIGHT)
-    parts = [f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>']
+    # Names beside the axis take what they need; the drawing itself keeps its width.
+    names = [text for name, axis in layout.items() if name.startswith("yaxis") for text in axis.get("ticktext", ())]
+    left = max([_LEFT, *(24 + _LETTER * len(name) for name in names)])
+    width = _WIDTH + left - _LEFT
+    x = _Scale(x_axis, [v for t in data for v in t["x"]], left, width - _RIGHT)
+    parts = [f'<rect width="{width:.0f}" height="{height}" fill="#fff"/>']
     panels = {}
     for name in sorted(k for k in layout if k.startswith("yaxis")):
         number = name.removeprefix("yaxis")
@@ -63,8 +68,8 @@ def draw(figure: dict) -> str:
     for note in layout.get("annotations", ()):
         parts.append(_note(note, x, panels))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12" fill="{LIGHT["fg"]}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
+        f'viewBox="0 0 {width:.0f} {height}" font-family="sans-serif" font-size="12" fill="{LIGHT["fg"]}">'
         f"{''.join(parts)}{legend}</svg>\n"
     )
 
@@ -83,7 +88,6 @@ class _Scale:
         self.low, self.high = axis.get("range", (low, high))
         self.whole, self.step = axis.get("tickformat") == "d", axis.get("dtick")
         self.percent = "%" in axis.get("tickformat", "")
-        self.bare = not axis.get("showticklabels", True)
         self.given = list(zip(axis.get("tickvals", ()), axis.get("ticktext", ()), strict=True))
 
     def at(self, value: float, logarithm: bool = False) -> float:
@@ -92,7 +96,7 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
-        if self.given or self.log or self.bare:
+        if self.given or self.log:
             return [(self.at(value), text) for value, text in self.given]
         rough = (self.high - self.low) / (5 if abs(self.end - self.start) > 200 else 3)
         unit = 10 ** math.floor(math.log10(rough))
@@ -109,9 +113,11 @@ class _Scale:
 
 def _grid(axis: dict, y: _Scale, x: _Scale) -> str:
     parts = []
+    size = axis.get("tickfont", {}).get("size", 12)
     for at, text in y.ticks():
-        parts.append(f'<path d="M{x.start} {at:.1f}H{x.end}" stroke="{LIGHT["line"]}"/>')
-        parts.append(f'<text x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
+        if axis.get("showgrid", True):
+            parts.append(f'<path d="M{x.start} {at:.1f}H{x.end}" stroke="{LIGHT["line"]}"/>')
+        parts.append(f'<text x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end" font-size="{size}">{text}</text>')
     middle = (y.start + y.end) / 2
     title = axis["title"]["text"]
     return "".join(parts) + (
@@ -147,7 +153,9 @@ def _shape(shape: dict, x: _Scale, panels: dict[str, _Scale]) -> str:
 
 def _note(note: dict, x: _Scale, panels: dict[str, _Scale]) -> str:
     if note["xref"] == "x":
-        at, y, anchor = x.at(note["x"], logarithm=x.log) + 4, _HEIGHT - _BOTTOM - 6, "start"
+        right = note.get("xanchor") == "right"
+        at, y = x.at(note["x"], logarithm=x.log) + (-4 if right else 4), _HEIGHT - _BOTTOM - 6
+        anchor = "end" if right else "start"
     else:
         at, y, anchor = x.end - 4, panels[note["yref"]].at(note["y"]) - 4, "end"
     colour = note["font"]["color"]
@@ -167,10 +175,9 @@ def _trace(trace: dict, x: _Scale, y: _Scale) -> str:
         sizes = sizes if isinstance(sizes, list) else [sizes] * len(points)
         parts += [_marker(a, b, {**trace["marker"], "size": s}) for (a, b), s in zip(points, sizes, strict=True)]
     if "text" in trace["mode"]:
-        size, beside = trace.get("textfont", {}).get("size", 12), trace.get("textposition") == "middle right"
-        anchor, rise = ("start", -size / 3) if beside else ("middle", size / 2)
+        size = trace.get("textfont", {}).get("size", 12)
         parts += [
-            f'<text x="{a:.1f}" y="{b - rise:.1f}" text-anchor="{anchor}" font-size="{size}">{text}</text>'
+            f'<text x="{a:.1f}" y="{b - size / 2:.1f}" text-anchor="middle" font-size="{size}">{text}</text>'
             for (a, b), text in zip(points, trace["text"], strict=True)
         ]
     return f'<g opacity="{trace.get("opacity", 1)}">{"".join(parts)}</g>'

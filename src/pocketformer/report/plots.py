@@ -115,12 +115,12 @@ def mes_accuracy(record: Record) -> Plot | None:
         return None
     shapes, notes = [], []
     lines = [("MES asked for", record.min_mes), ("all budgets exactly used", _mes_of_budgets(record))]
+    lines = [(name, value) for name, value in lines if is_number(value) and value > 0]
+    values += [value for _, value in lines]
     for name, value in lines:
-        if is_number(value) and value > 0:
-            shape, note = budget_line(f"{name}: {significant(value)}", value, log=True)
-            shapes.append(shape)
-            notes.append(note)
-            values.append(value)
+        shape, note = budget_line(f"{name}: {significant(value)}", value, log=True, values=values)
+        shapes.append(shape)
+        notes.append(note)
     x = log_axis("MES (log scale)", values)
     picture = figure(data, x, _accuracies(data), shapes=shapes, annotations=notes)
     caption = f"{_note(record)} MES, the Mobile Efficiency Score, grows as latency and size shrink (paper, Fig. 3)."
@@ -142,7 +142,7 @@ def latency_accuracy(record: Record) -> Plot | None:
         return None
     extra = {}
     if is_number(budget := record.budgets.get("latency")):
-        shape, note = budget_line(f"budget {ms(budget)}", budget)
+        shape, note = budget_line(f"budget {ms(budget)}", budget, values=[x for drawn in data for x in drawn["x"]])
         extra = {"shapes": [shape], "annotations": [note]}
     x = axis("Predicted latency (ms)")
     picture = figure(data, x, _accuracies(data), **extra)
