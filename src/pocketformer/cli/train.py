@@ -21,8 +21,9 @@ def train(
         str | None,
         typer.Option(
             metavar="FOLDER|FILE",
-            help="Start from the weights of a search (its supernet's, of the blocks that were kept), of a supernet, or "
-            "of a trained network of the same architecture; or from a file of weights: official, timm's or ours.",
+            help="Start from the network that a run of `design` or `train` shipped, of the same architecture; from a "
+            "supernet's weights, of the blocks that a search kept: a folder of `search` or `supernet`, or a design's "
+            "supernet/; or from a file of weights: official, timm's or ours. Other classes get a new head.",
         ),
     ] = None,
     shrink: Annotated[
@@ -102,7 +103,7 @@ def train(
     from pocketformer.pipelines.trainings import TrainSettings, default_recipe, train_network
 
     described = training.recipe(
-        recipe or default_recipe(architecture, init),
+        recipe or default_recipe(architecture, init, bool(shrink)),
         set_,
         epochs=epochs,
         batch_size=batch_size,

@@ -10,7 +10,7 @@ from functools import lru_cache
 from operator import index
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
@@ -32,16 +32,8 @@ class AttentionBias(nn.Module):
 
     def forward(self, grid: Grid) -> torch.Tensor:
         """(heads, M, N) for M queries and N keys on `grid`."""
-        if tuple(grid) == self.grid:
-            return gather(self.table, self.index)
-        if not self.dynamic:
-            built, found = (f"{height}x{width}" for height, width in (self.grid, grid))
-            raise UserError(
-                f"the image size gives an attention grid of {found}, the model was built for {built}: build it for "
-                "this resolution, call set_input_size, or use dynamic=True"
-            )
-        index = offset_index(grid, self.query_stride, self.key_stride, self.table.device)
-        return gather(resample(self.table, self.grid, grid), index)
+        strides = self.query_stride, self.key_stride
+        return _at(self.table, self.index, self.grid, grid, strides, self.dynamic)
 
     @torch.inference_mode(False)
     def set_grid(self, grid: Grid) -> None:
@@ -61,6 +53,22 @@ class AttentionBias(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._reset_index()  # no state dict holds it: on the meta device, or after `to_empty`, it has no values
+
+
+@fx.wrap  # a symbolic trace cannot look into a grid
+def _at(
+    table: torch.Tensor, index: torch.Tensor, built: Grid, grid: Grid, strides: tuple[int, int], dynamic: bool
+) -> torch.Tensor:
+    """The bias on `grid` of a table and its index for the grid `built`; strides are those of queries and keys."""
+    if tuple(grid) == built:
+        return gather(table, index)
+    if not dynamic:
+        wanted, found = (f"{height}x{width}" for height, width in (built, grid))
+        raise UserError(
+            f"the image size gives an attention grid of {found}, the model was built for {wanted}: build it for "
+            "this resolution, call set_input_size, or use dynamic=True"
+        )
+    return gather(resample(table, built, grid), offset_index(grid, *strides, table.device))
 
 
 def offset_index(

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
-Bias = Callable[[tuple[int, int]], torch.Tensor]  # of a grid: (heads, queries, keys)
+Bias = Callable[[torch.Size], torch.Tensor]  # of a grid: (heads, queries, keys)
 
 
 def stem(x: torch.Tensor, conv1: Layer, conv2: Layer, act: Layer) -> torch.Tensor:
@@ -47,7 +48,7 @@ def attention(
     before activation and projection.
     """
     y = x if stride_conv is None else stride_conv(x)
-    grid, values = tuple(y.shape[2:]), v(y)
+    grid, values = y.shape[2:], v(y)
     weights = attention_weights(q(y), k(y), heads, None if bias is None else bias(grid), talking_heads)
     y = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), grid)
     if v_local is not None:
@@ -73,7 +74,7 @@ def downsampled_attention(
     heads: int,
 ) -> torch.Tensor:
     """Eq. 1: keys and values at the grid of `stride_conv`, queries and output at the full one."""
-    y, grid = stride_conv(x), tuple(x.shape[2:])
+    y, grid = stride_conv(x), x.shape[2:]
     values = v(y)
     weights = attention_weights(q(x), k(y), heads, None if bias is None else bias(grid), talking_heads)
     out = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), grid)
@@ -101,7 +102,7 @@ def attention_downsampling(
     The "pooling" of the query has kernel 1: it is plain subsampling (pitfall 9). No talking heads here.
     """
     queries, keys, values = q(q_local(x) + x[..., ::stride, ::stride]), k(x), v(x)
-    weights = attention_weights(queries, keys, heads, None if bias is None else bias(tuple(x.shape[2:])), None)
+    weights = attention_weights(queries, keys, heads, None if bias is None else bias(x.shape[2:]), None)
     y = join_heads(weights @ split_heads(values, heads).transpose(-2, -1), queries.shape[2:])
     if v_local is not None:
         y = y + v_local(values)
@@ -133,6 +134,7 @@ def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.flatten(2).unflatten(1, (heads, -1))
 
 
+@fx.wrap  # a symbolic trace cannot look into a grid
 def join_heads(x: torch.Tensor, grid: torch.Size | tuple[int, int]) -> torch.Tensor:
     """(B, heads, N, d) to (B, heads * d, H, W)."""
     return x.transpose(-2, -1).flatten(1, 2).unflatten(2, tuple(grid))

@@ -4,7 +4,7 @@ All take and return maps (B, C, H, W). Those on tokens see a map as (B, H * W, C
 """
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from pocketformer.architecture import blocks as values
 from pocketformer.models.bias import AttentionBias
@@ -15,6 +15,7 @@ def to_tokens(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+@fx.wrap  # a symbolic trace cannot look into a grid
 def to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return tokens.transpose(1, 2).unflatten(2, tuple(grid))
 
@@ -75,7 +76,7 @@ class TokenAttention(nn.Module):
         init_mlp(self.qkv, self.proj)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid, tokens = tuple(x.shape[2:]), to_tokens(x)
+        grid, tokens = x.shape[2:], to_tokens(x)
         qkv = self.qkv(self.norm(tokens)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         queries, keys, vals = qkv.split(self.dims, dim=-1)  # (B, heads, N, d)
         scores = queries @ keys.transpose(-2, -1) * self.dims[0] ** -0.5
@@ -101,4 +102,4 @@ class TokenFFN(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = to_tokens(x)
         y = self.fc2(self.act(self.fc1(self.norm(tokens))))
-        return to_map(tokens + self.drop_path(self.scale.gamma * y), tuple(x.shape[2:]))
+        return to_map(tokens + self.drop_path(self.scale.gamma * y), x.shape[2:])

@@ -8,7 +8,7 @@ import torch
 from timm.layers import get_device_dtype, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
-from torch import nn
+from torch import fx, nn
 
 from pocketformer.architecture import Architecture
 from pocketformer.architecture import blocks as values
@@ -160,6 +160,8 @@ class Network(nn.Module):
         return (self._final_norm(x) if at_end else x), found
 
     def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, fx.Proxy):  # a symbolic trace, in which images have no shape yet
+            return x
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             height, width = self.resolution
             want = f"(B, {self.in_chans}, {height}, {width})"
@@ -171,7 +173,7 @@ class Network(nn.Module):
         return self.norm(to_tokens(x) if self.on_tokens else x)
 
     def _normed_map(self, x: torch.Tensor) -> torch.Tensor:
-        return to_map(self._final_norm(x), tuple(x.shape[2:])) if self.on_tokens else self.norm(x)
+        return to_map(self._final_norm(x), x.shape[2:]) if self.on_tokens else self.norm(x)
 
     # --- the rest of timm's contract
 

@@ -1,20 +1,17 @@
 """Backbones as a person names them: an architecture, and what its weights start from."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.dense.backbone import Backbone
 from pocketformer.dense.recipe import DenseRecipe
-from pocketformer.errors import UserError
-from pocketformer.models import Network, checkpoints, create_model, weights
+from pocketformer.models import checkpoints, create_model
 from pocketformer.models.weights import Weights
-from pocketformer.pipelines.shrinking import load_searched
-from pocketformer.pipelines.supernets import load_supernet
+from pocketformer.pipelines.shrinking import Searched
+from pocketformer.pipelines.starts import open_start, weights_of
 from pocketformer.pipelines.trained import is_weights_alone
-from pocketformer.pipelines.trainings import is_search
 from pocketformer.progress import say
-from pocketformer.training import checkpoint
 
 
 def open_backbone(architecture: Architecture, init: str | None, recipe: DenseRecipe) -> Backbone:
@@ -41,28 +38,12 @@ def open_backbone(architecture: Architecture, init: str | None, recipe: DenseRec
 
 def _read(init: str, architecture: Architecture) -> tuple[Weights, bool]:
     """The weights, and whether they were trained as this network."""
-    folder = Path(init)
-    if not folder.exists():
-        raise UserError(f"--init {init}: no such file or folder")
-    if is_search(init) and not (folder / "model.safetensors").is_file():
-        found = load_searched(folder, architecture)
-        return _weights(found.supernet.extract(found.found)), False
-    if is_weights_alone(folder):
-        return weights.read(folder), True
-    config = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
-    if config.is_file() and (task := files.read_json(config).get("task")):
-        raise UserError(f"--init {init} is a model for {task}; give the network that it began with, or its weights")
-    if config.is_file() and "space" in files.read_json(config):
-        supernet, _ = load_supernet(folder)
-        return _weights(supernet.extract(supernet.select(architecture))), False
-    source, _ = checkpoint.load_model(folder)
-    if source.architecture != architecture:
-        raise UserError(f"--init {init} is of another architecture")
-    return _weights(source), True
-
-
-def _weights(source: Network) -> Weights:
-    """Without the classifiers, of which a backbone has none."""
-    normalisation = source.pretrained_cfg["mean"], source.pretrained_cfg["std"]
-    state = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("head")}
-    return Weights(state, source.resolution, normalisation)
+    found = open_start(init, architecture)
+    if is_weights_alone(Path(init)):
+        return found, True
+    own = isinstance(found, Weights)
+    if not own:
+        supernet, place = (found.supernet, found.found) if isinstance(found, Searched) else (found[0], found[2])
+        found = weights_of(supernet.extract(place))
+    tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("head")}
+    return replace(found, tensors=tensors), own  # a backbone has no classifiers

@@ -4,19 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketformer import files, ranks
-from pocketformer.architecture import Architecture
+from pocketformer.architecture import Architecture, Selection
 from pocketformer.errors import UserError
-from pocketformer.models import Network, checkpoints, create_model, weights
+from pocketformer.models import Network, checkpoints, create_model
 from pocketformer.models.weights import Weights
 from pocketformer.pipelines.images import open_images, record_images, refuse_seen, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
-from pocketformer.pipelines.shrinking import Searched, load_searched, shrink
-from pocketformer.pipelines.supernets import load_supernet
-from pocketformer.pipelines.trained import is_weights_alone, learned_from, load_architecture, size_to_store
+from pocketformer.pipelines.shrinking import Searched, shrink
+from pocketformer.pipelines.starts import is_shared, open_start, searched_by
+from pocketformer.pipelines.trained import learned_from, load_architecture, size_to_store
 from pocketformer.progress import say
 from pocketformer.runs import Inputs, Run, check_folder, held
-from pocketformer.supernet import MetaPathSupernet, Supernet
-from pocketformer.training import checkpoint
+from pocketformer.supernet import Supernet
 from pocketformer.training.answers import Cache
 from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
@@ -48,7 +47,7 @@ class TrainSettings:
         check_distillation(self.teacher, self.distillation)
         if self.teacher_cache is not None and self.teacher is None:
             raise UserError(f"--teacher-cache {self.teacher_cache}: there is no --teacher whose answers to keep")
-        if self.shrink and not is_search(self.init):
+        if self.shrink and searched_by(self.init, shrink=True) is None:
             raise UserError("--shrink follows a search: give its folder as --init")
 
     def to_dict(self) -> dict:
@@ -83,7 +82,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
         settings.validate,
     )
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
-    start = _load_init(settings.init, described, data, settings.validate) if settings.init else None
+    start = _load_init(settings, described, data) if settings.init else None
     with Run(out, "train", settings.to_dict(), inputs) as run:
         record_images(run, data)
         final = FinalTraining(
@@ -112,72 +111,47 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
     return result
 
 
-def default_recipe(architecture: str, init: str | None) -> str:
+def default_recipe(architecture: str, init: str | None, shrinks: bool = False) -> str:
     """The recipe that suits: a name of `RECIPES`. Small networks that were trained briefly gain nothing from the low
     rates of `finetune` (docs/training.md)."""
     if max(load_architecture(architecture).design.resolution) <= 128:
         return "small-images"
     if init is None:
         return "imagenet"
-    supernets = map(weights.is_supernet, (Path(init), Path(init) / "supernet"))
-    return "small-images" if is_search(init) or any(supernets) else "finetune"
+    return "small-images" if is_shared(init, shrinks) else "finetune"
 
 
-def is_search(init: str | None) -> bool:
-    """Whether it is the folder of a search: of `search`, or of `design`."""
-    return init is not None and (Path(init) / "search.jsonl").is_file()
-
-
-def _load_init(init: str, described: Architecture, data: Data, validate: bool) -> Searched | Supernet | Weights:
-    """The search, supernet or weights that `--init` names; `UserError` if they do not fit, or have seen what is tested
-    on."""
-    folder, num_classes = Path(init), len(data.classes)
-    if not folder.exists():
-        raise UserError(f"--init {init}: no such file or folder")
-    if is_search(init):
-        found = load_searched(folder, described)
-        if found.num_classes != num_classes:
-            raise UserError(f"--init {init} has {found.num_classes} classes, the data {num_classes}")
-        _check_seen(init, found.config, data, validate)
+def _load_init(
+    settings: TrainSettings, described: Architecture, data: Data
+) -> Searched | tuple[Supernet, dict, Selection] | Weights:
+    """What `--init` names; `UserError` if it does not fit, or has seen what is tested on."""
+    init, num_classes = settings.init, len(data.classes)
+    found = open_start(init, described, bool(settings.shrink))
+    if isinstance(found, Weights):
+        if known := learned_from(init):
+            refuse_seen(init, *known, data, settings.validate)
+        checkpoints.fit(create_model(described, num_classes), found, init)  # told before a run begins
         return found
-    if known := learned_from(folder):
-        refuse_seen(init, *known, data, validate)
-    if is_weights_alone(folder):
-        return _checked(weights.read(folder), described, num_classes, init)
-    config_file = (folder / "supernet" if (folder / "supernet").is_dir() else folder) / "config.json"
-    if config_file.is_file() and "space" in files.read_json(config_file):
-        supernet, config = load_supernet(folder)
-        if config["num_classes"] != num_classes:
-            raise UserError(f"--init {init} has {config['num_classes']} classes, the data {num_classes}")
-        _check_seen(init, config, data, validate)
-        supernet.select(described)
-        return supernet
-    source, _ = checkpoint.load_model(folder)
-    if source.architecture != described:
-        raise UserError(f"--init {init} is of another architecture")
-    normalisation = source.pretrained_cfg["mean"], source.pretrained_cfg["std"]
-    return _checked(Weights(source.state_dict(), source.resolution, normalisation), described, num_classes, init)
-
-
-def _check_seen(init: str, config: dict, data: Data, validate: bool) -> None:
+    config = found.config if isinstance(found, Searched) else found[1]
+    if config["num_classes"] != num_classes:
+        raise UserError(f"--init {init} has {config['num_classes']} classes, the data {num_classes}")
     if "identity" in config:
-        refuse_seen(init, config["identity"], config["seed"], data, validate)
-
-
-def _checked(found: Weights, described: Architecture, num_classes: int, init: str) -> Weights:
-    checkpoints.fit(create_model(described, num_classes), found, init)  # told before a run begins
+        refuse_seen(init, config["identity"], config["seed"], data, settings.validate)
     return found
 
 
 def _initialised(
-    final: FinalTraining, described: Architecture, source: Searched | Supernet | Weights | None, init: str | None
+    final: FinalTraining,
+    described: Architecture,
+    source: Searched | tuple[Supernet, dict, Selection] | Weights | None,
+    init: str | None,
 ) -> Network:
     if source is None:
         return final.fresh(described)
     if isinstance(source, Searched):
         return final.inherit(source.supernet, source.found)
-    if isinstance(source, Supernet | MetaPathSupernet):
-        return final.inherit(source, source.select(described))
+    if isinstance(source, tuple):
+        return final.inherit(source[0], source[2])
     model = final.fresh(described)
     for note in checkpoints.fit(model, source, init).notes:
         say(f"note: {note}")
