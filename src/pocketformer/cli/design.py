@@ -66,6 +66,7 @@ def design(
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
+    group_by: options.GroupBy = None,
     json: options.Json = False,
 ) -> None:
     """Images, a device and budgets in; a network out.
@@ -113,6 +114,7 @@ def design(
         teacher=teacher,
         from_scratch=from_scratch,
         bad_images=bad_images,
+        group_by=group_by,
         workers=workers,
     )
     _finish(run(settings, out), out, json)

@@ -98,6 +98,15 @@ BadImages = Annotated[
         help="What to do when files among the images cannot be read.",
     ),
 ]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="prefix|folder|REGEX",
+        help="Keep the images of one group (a burst, a patient) on one side of every split. The group is what a file's "
+        "name has before its last _ or - (prefix), the folder that it lies in below its class's (folder), or what a "
+        "regular expression finds in its path, such as 'patient\\d+'. Copies of one image always stay together.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 Licence = Annotated[
     str | None,

@@ -82,6 +82,7 @@ def supernet(
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
+    group_by: options.GroupBy = None,
     json: options.Json = False,
 ) -> None:
     """Train the supernet of a space.
@@ -116,6 +117,7 @@ def supernet(
         choice=Choice(noise, alpha_rate),
         seed=seed,
         bad_images=bad_images,
+        group_by=group_by,
         workers=workers,
         compute=training.compute(device, precision, False, accumulate, checkpointing, deterministic),
     )

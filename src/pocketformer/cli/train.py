@@ -78,6 +78,7 @@ def train(
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
+    group_by: options.GroupBy = None,
     json: options.Json = False,
 ) -> None:
     """Train or fine-tune one network, also under `torchrun`.
@@ -121,6 +122,7 @@ def train(
         validate,
         seed,
         bad_images,
+        group_by,
         training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
         workers,
         keep=keep,

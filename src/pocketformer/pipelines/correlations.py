@@ -145,7 +145,8 @@ def _train_alone(
 ) -> Supernet:
     """The largest network trained alone on labels, for as long as the supernet was."""
     say("the largest network alone, for as long as the supernet:")
-    about = {**opened(asked.data or config["data"], config["seed"], config["bad_images"]), "trained": "alone"}
+    how = (config.get(name) for name in ("seed", "bad_images", "group_by"))
+    about = {**opened(asked.data or config["data"], *how), "trained": "alone"}
     return train_supernet(
         run.path / "alone",
         supernet.space,

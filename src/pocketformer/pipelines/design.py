@@ -50,7 +50,14 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     latency = LatencyTable.load(settings.latency) if settings.latency else None
     inputs = {"data": None, **held(latency=settings.latency, teacher=settings.teacher)}
     check_folder(out, settings.command, settings.to_dict(), inputs)
-    data = open_images(settings.data, stored_size(settings.space), settings.seed, settings.bad_images, settings.workers)
+    data = open_images(
+        settings.data,
+        stored_size(settings.space),
+        settings.seed,
+        settings.bad_images,
+        settings.workers,
+        group_by=settings.group_by,
+    )
     refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))
@@ -78,7 +85,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
             settings.supernet,
             settings.seed,
             run.ledger,
-            about=opened(settings.data, settings.seed, settings.bad_images),
+            about=opened(settings.data, settings.seed, settings.bad_images, settings.group_by),
         )
         measured = _measured(chain, table)
         final = FinalTraining(data, settings.final, settings.seed, run.ledger, teacher)

@@ -44,7 +44,8 @@ def evaluate_checkpoint(
     model, config = load_trained(target if alone else folder, architecture)
     file = None if runtime_name is None else _exported(target, folder, format, runtime_name)
     size = tuple(config["data"].get("stored_size", model.resolution))
-    data = open_images(source, size, seed, bad_images, workers, uses_search=False)
+    groups = config["data"].get("group_by")
+    data = open_images(source, size, seed, bad_images, workers, uses_search=False, group_by=groups)
     if alone:
         if len(data.classes) != model.num_classes:
             raise UserError(f"{path} knows {model.num_classes} classes, but the data has {len(data.classes)}")

@@ -53,7 +53,8 @@ def export_checkpoint(
         raise UserError("--calibration belongs to --int8")
     model, config = load_trained(Path(checkpoint), architecture)
     size = tuple(config["data"].get("stored_size", model.resolution))
-    images = open_images(source, size, seed, "skip", workers, uses_search=False)
+    groups = config["data"].get("group_by")
+    images = open_images(source, size, seed, "skip", workers, uses_search=False, group_by=groups)
     batch = next(iter(eval_batches(images.search, _IMAGES, model.resolution, normalisation_of(model))))[0]
     calibration, known = None, learned_from(checkpoint)
     if settings.precision != "float32" and known is not None and split_otherwise(known[0], images)[0]:

@@ -23,6 +23,7 @@ def open_images(
     stream: bool | None = None,
     as_they_are: bool = False,
     uses_search: bool = True,
+    group_by: str | None = None,
 ) -> Data:
     """`open_data` with a progress bar; says what is worth saying, and how many classes and images there are.
 
@@ -35,6 +36,7 @@ def open_images(
         stream = True
     streamed = streams(found, size, stream)
     options = {"size": size, "seed": seed, "bad_images": bad_images, "workers": workers, "stream": stream}
+    options |= {"group_by": group_by}
     if streamed and (bad_images == "skip" or not check):
         data = open_data(found, **options, check=check)
     else:

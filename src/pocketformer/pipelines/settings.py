@@ -90,13 +90,15 @@ class DesignSettings:
     random: int = 20  # subnets that the found one is compared with
     calibration: int = 128  # images of fit that calibrate the norms in the search
     bad_images: str = "refuse"
+    group_by: str | None = None  # how images are grouped that stay on one side of every split
     workers: int = 2
     command: str = "design"
 
     def to_dict(self) -> dict:
         """Everything that decides the result (not `workers`, which does not)."""
-        chosen = {"alphas": dict(self.alphas), "form": self.form}
-        usual = {"alphas": {}, "form": "budget"}  # left out, as in the runs of before there was a choice
+        chosen = {"alphas": dict(self.alphas), "form": self.form, "group_by": self.group_by}
+        # Left out, as in the runs of before there was a choice.
+        usual = {"alphas": {}, "form": "budget", "group_by": None}
         return {
             **{name: value for name, value in chosen.items() if value != usual[name]},
             "data": self.data,

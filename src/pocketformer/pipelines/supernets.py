@@ -110,9 +110,10 @@ def weights_of(folder: str | os.PathLike) -> Path:
     raise UserError(f"{folder} holds no trained supernet (no model.safetensors)")
 
 
-def opened(source: str, seed: int, bad_images: str) -> dict:
+def opened(source: str, seed: int, bad_images: str, group_by: str | None) -> dict:
     """How images were opened, for the `about` of a supernet: `images_of` opens them again so."""
-    return {"data": source, "place": os.path.abspath(source), "seed": seed, "bad_images": bad_images}
+    how = {"data": source, "place": os.path.abspath(source), "seed": seed, "bad_images": bad_images}
+    return {**how, "group_by": group_by} if group_by else how
 
 
 def images_of(
@@ -121,7 +122,8 @@ def images_of(
     """The images that the supernet of `folder` learned from, split as they were then: what it is to be scored on must
     not be among what it has seen. `source`: where they are now. Raises `UserError` if they have changed."""
     source = source or _whereabouts(folder, config)
-    data = open_images(source, size, config["seed"], config["bad_images"], workers)
+    how, groups = (source, size, config["seed"], config["bad_images"], workers), {"group_by": config.get("group_by")}
+    data = open_images(*how, **groups)
     if (known := config["classes"]) != list(data.classes):
         raise UserError(f"{folder} knows the classes {few(known)}, but {source} has {few(data.classes)}")
     then, now = config.get("identity"), identity(data)
@@ -129,7 +131,7 @@ def images_of(
         if then["images"] == now["images"]:
             return data
         # Unreadable files are left out before a split is drawn, but out of a stream only once they are met.
-        data = open_images(source, size, config["seed"], config["bad_images"], workers, then["streamed"])
+        data = open_images(*how, then["streamed"], **groups)
         now = identity(data)
     # Files may have other names since, if they hold the same.
     if then is not None and any(then[name] != now[name] for name in then if name != "listed"):
@@ -173,6 +175,7 @@ def supernet_run(
     choice: Choice | None = None,
     seed: int = 0,
     bad_images: str = "refuse",
+    group_by: str | None = None,
     workers: int = 2,
     compute: Compute | None = None,
 ) -> dict:
@@ -200,10 +203,14 @@ def supernet_run(
         "distillation": distillation,
         "compute": compute.to_dict(),
         **({"choice": choice.to_dict()} if space.metapath else {}),
+        **({"group_by": group_by} if group_by else {}),
     }
     inputs = {"data": None, **held(teacher=teacher, **{"sampling latency": sampling.latency})}
     check_folder(out, "supernet", settings, inputs)
-    images = open_images(source, stored_size(space), seed, bad_images, workers, as_they_are=bool(recipe.randaugment))
+    as_they_are = bool(recipe.randaugment)
+    images = open_images(
+        source, stored_size(space), seed, bad_images, workers, as_they_are=as_they_are, group_by=group_by
+    )
     rule = sampling.rule(space, len(images.classes), seed)
     targets: Targets = Labels(recipe.label_smoothing)
     if teacher is not None:
@@ -224,7 +231,7 @@ def supernet_run(
             rule=rule,
             targets=targets,
             choice=choice,
-            about=opened(source, seed, bad_images),
+            about=opened(source, seed, bad_images, group_by),
             compute=compute,
             workers=workers,
         )

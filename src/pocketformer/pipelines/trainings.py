@@ -37,6 +37,7 @@ class TrainSettings:
     validate: bool = False
     seed: int = 0
     bad_images: str = "refuse"
+    group_by: str | None = None
     compute: Compute = field(default_factory=Compute)
     workers: int = 2
     stream: bool | None = None
@@ -54,6 +55,7 @@ class TrainSettings:
         """What the result depends on."""
         names = ("data", "init", "shrink", "teacher", "distillation", "teacher_cache", "validate", "seed", "bad_images")
         values = {name: getattr(self, name) for name in names}
+        values |= {"group_by": self.group_by} if self.group_by else {}
         described = load_architecture(self.architecture).to_dict()
         return {"architecture": described, "recipe": self.recipe.to_dict(), "compute": self.compute.to_dict(), **values}
 
@@ -80,6 +82,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
         settings.stream,
         bool(recipe.randaugment),
         settings.validate,
+        settings.group_by,
     )
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
     start = _load_init(settings, described, data) if settings.init else None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pocketformer.errors import UserError
+from pocketformer.training.copies import find_copies, find_groups, joined, outside, told_of_copies, told_of_groups
 from pocketformer.training.decoding import decode_all, readable, refuse_bad, skipped
 from pocketformer.training.sources import Found, find, find_all, some
 from pocketformer.training.splits import Split
@@ -46,7 +47,7 @@ class Data:
     search and test, `test_fingerprint` of those in test. `listed`: the same three of the images as they are listed
     (names and sizes), streamed or not; empty of sources that are read in order. `notes` are sentences worth telling
     the user, `search_notes` those of them that only matter where the search split is used. `median_side` is the median
-    short side of the source images in pixels (of 200 of them where not all were looked at).
+    short side of the source images in pixels (of 200 of them where not all were looked at). `group_by`: as asked.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Data:
     search_notes: tuple[str, ...] = ()
     test_fingerprint: str = ""
     listed: Mapping[str, str] = field(default_factory=dict)
+    group_by: str | None = None
 
     def summary(self) -> str:
         """How many classes there are, and images in each split: `2 classes: cat, dog; images: 80 in fit, …`."""
@@ -108,6 +110,7 @@ def open_data(
     progress: Callable[[int, int], None] | None = None,
     stream: bool | None = None,
     check: bool = True,
+    group_by: str | None = None,
 ) -> Data:
     """Reads all images of `source`, stored at `size` (height, width) in pixels, and splits them.
 
@@ -122,6 +125,8 @@ def open_data(
         progress: called with (images done, images in all).
         stream: leave the images where they are and decode them when needed; None: if they would take more than
             2 GB in memory and can be read in any order (`streams`).
+        group_by: what names the group of an image, whose images stay on one side of every split: "prefix", "folder"
+            or a regular expression (`copies.find_groups`). Copies of one image do so in any case.
         check: of a stream whose bad images are refused: look at all of them first. Not needed if another process
             does, or has done; a bad image then ends the work when it is met.
 
@@ -136,13 +141,15 @@ def open_data(
     found = source if isinstance(source, Found) else find(source)
     size, accept_bad = tuple(size), bad_images == "skip"
     if streams(found, size, stream, cache):
-        return _open_stream(found, size, seed, accept_bad, workers, progress, check, told=stream is not None)
+        return _open_stream(found, size, seed, accept_bad, workers, progress, check, stream is not None, group_by)
     decoded = decode_all(found, size, cache=cache, accept_bad=accept_bad, workers=workers, progress=progress)
     notes = []
     if stream is None and cache is None and _bytes(found, size) > IN_MEMORY:
         notes.append(f"the images take {_bytes(found, size) / 1e9:.1f} GB of memory: {found.why_in_order}")
     images, labels = torch.from_numpy(decoded.images), decoded.labels
-    return _split(found, images, labels, decoded.digests.__getitem__, decoded.bad, decoded.median_side, seed, notes)
+    copies = find_copies(found, decoded.digests)
+    identify = decoded.digests.__getitem__
+    return _split(found, images, labels, identify, decoded.bad, decoded.median_side, seed, notes, copies, group_by)
 
 
 def open_labelled(source: str | os.PathLike, classes: Sequence[str] | None, **options) -> Data:
@@ -187,6 +194,7 @@ def _open_stream(
     progress: Callable[[int, int], None] | None,
     check: bool,
     told: bool,
+    group_by: str | None,
 ) -> Data:
     notes = []
     if not told:
@@ -202,7 +210,8 @@ def _open_stream(
     labels = np.array(found.labels(), np.int64)
     labels[list(found.bad)] = -1
     images = StreamedImages(found, size, accept_bad, workers)
-    return _split(found, images, labels, found.identify, found.bad, median, seed, notes)
+    copies = find_copies(found, None, workers)
+    return _split(found, images, labels, found.identify, found.bad, median, seed, notes, copies, group_by)
 
 
 def _split(
@@ -214,13 +223,16 @@ def _split(
     median_side: int,
     seed: int,
     more_notes: list[str],
+    copies: np.ndarray | None,
+    group_by: str | None,
 ) -> Data:
     notes = [*found.notes, *more_notes]
     if bad:
         notes.append(skipped(found.name, bad))
     classes = found.classes or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
+    groups, labelled = _grouped(found, labels, classes, copies, group_by, notes)
     search_notes: list[str] = []
-    rows = split_rows(found, labels, classes, seed, notes, search_notes)
+    rows = split_rows(found, labelled, classes, seed, notes, search_notes, groups)
     targets = torch.from_numpy(labels)
     splits = {name: Split(name, images, targets, torch.from_numpy(chosen)) for name, chosen in rows.items()}
 
@@ -249,8 +261,38 @@ def _split(
         search_notes=tuple(search_notes),
         median_side=median_side,
         listed=listed,
+        group_by=group_by,
         **read,
     )
+
+
+def _grouped(
+    found: Found,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    copies: np.ndarray | None,
+    group_by: str | None,
+    notes: list[str],
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The groups that splits must not divide (None: all images may go anywhere), and the labels, -1 of those that are
+    left out for it; appends to the notes."""
+    partitions = [] if copies is None or not found.train else [copies]
+    if partitions:
+        notes += told_of_copies(found, copies, labels, classes)
+    if group_by is not None:
+        named = find_groups(found, group_by)
+        notes.append(told_of_groups(named, labels, group_by))
+        partitions.append(named)
+    if not partitions:
+        return None, labels
+    groups = joined(len(found), partitions)
+    out = outside(found, groups, labels)
+    if out.any():
+        like = "copies" if group_by is None else "copies, or of a group with some,"
+        before, given = ("training and the search", " or of validation") if found.search else ("training", "")
+        left = f"{out.sum()} image{'s are' if out.sum() > 1 else ' is'} left out of {before}"
+        notes.append(f"{left}: {like} of images in the test split{given}")
+    return groups, np.where(out, -1, labels)
 
 
 def _fingerprint(*facts: str) -> str:

@@ -34,6 +34,11 @@ class FolderImages:
             raise ValueError("empty file")
         return Sample(Image.open(io.BytesIO(raw)), raw, int(self.labels[row]))
 
+    def read(self, row: int, first: int, count: int) -> bytes:
+        with open(self.root / self.names[row], "rb") as file:
+            file.seek(max(first, 0))
+            return file.read(count)
+
     def name(self, row: int) -> str:
         return as_text(Path(self.names[row]).as_posix())
 
@@ -193,6 +198,7 @@ def _found(
         identify=images.identify,
         path=images.path,
         sizes=images.known_sizes,
+        read=images.read,
         bad=images.bad(),
         place=root,
     )

@@ -44,6 +44,19 @@ class ShardImages:
             raw = file.read(size)
         return Sample(Image.open(io.BytesIO(raw)), raw, int(self.targets[row]))
 
+    def sizes(self) -> np.ndarray:
+        return self.spans[:, 2]
+
+    def read(self, row: int, first: int, count: int) -> bytes:
+        shard, start, size = map(int, self.spans[row])
+        first = max(first, 0)
+        with open(self.folder / self.shards[shard], "rb") as file:
+            file.seek(start + first)
+            return file.read(min(count, size - first))
+
+    def path(self, row: int) -> str:
+        return self.keys[row]
+
     def labels(self) -> np.ndarray:
         return self.targets
 
@@ -96,6 +109,9 @@ def find_shards(source: str, folder: Path, test_splits: tuple[str, ...]) -> Foun
         load=images.load,
         labels=images.labels,
         identify=images.identify,
+        path=images.path,
+        sizes=images.sizes,
+        read=images.read,
         bad=images.bad(),
         place=folder,
     )

@@ -44,8 +44,8 @@ class Found:
     Sources with random access have `load`, `labels` (int64 (N,), without decoding any image) and `identify` (what
     tells an image of a row from others without reading it, the same on any machine); `bad` are rows that cannot be
     read, as far as listing tells (row -> why), and `place` is what vanishes if the images do. These go to other
-    processes, so they can be pickled. `sizes` int64 (N,) are those of the files in bytes, `path` the path of a row
-    below its class, where there are such.
+    processes, so they can be pickled. `sizes` int64 (N,) are those of the files in bytes,
+    `read` gives bytes of one from a first byte on, `path` is that of a row below its class, where there are such.
 
     The others have `in_order()`, which yields (row, load) and decodes to do so, and `why_in_order`.
     """
@@ -62,6 +62,7 @@ class Found:
     identify: Callable[[int], str] | None = None
     path: Callable[[int], str] | None = None
     sizes: Callable[[], np.ndarray] | None = None
+    read: Callable[[int, int, int], bytes] | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
     place: Path | None = None
     in_order: Callable[[], Iterator[tuple[int, Load]]] | None = None

@@ -18,19 +18,67 @@ def stratified(labels: np.ndarray, count: int, seed: int, *, purpose: int = 0) -
     many classes need that one, more than `count` are chosen. A class of one image is chosen whole.
     """
     classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    shares = sizes * (count / max(len(labels), 1))
-    # The share of one class is exact in binary only by luck: 29.999999 is 30.
-    quotas = np.maximum(np.floor(shares + 1e-9), 1).astype(np.int64)
-    remainders = np.where(shares > quotas, shares - quotas, -1.0)
-    order = np.argsort(-remainders, kind="stable")
-    extra = min(max(count - int(quotas.sum()), 0), int((remainders > 1e-9).sum()))
-    quotas[order[:extra]] += 1
+    quotas = _quotas(sizes, count)
     rank = random_words(len(labels), seed, purpose)
     chosen = np.zeros(len(labels), bool)
     for c in range(len(classes)):
         rows = np.flatnonzero(inverse == c)
         chosen[rows[np.argsort(rank[rows], kind="stable")[: quotas[c]]]] = True
     return chosen
+
+
+def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Images to choose of each class, out of `sizes` int64 (C,)."""
+    shares = sizes * (count / max(int(sizes.sum()), 1))
+    # The share of one class is exact in binary only by luck: 29.999999 is 30.
+    quotas = np.maximum(np.floor(shares + 1e-9), 1).astype(np.int64)
+    remainders = np.where(shares > quotas, shares - quotas, -1.0)
+    order = np.argsort(-remainders, kind="stable")
+    extra = min(max(count - int(quotas.sum()), 0), int((remainders > 1e-9).sum()))
+    quotas[order[:extra]] += 1
+    return quotas
+
+
+def stratified_groups(
+    labels: np.ndarray, groups: np.ndarray, count: int, seed: int, *, purpose: int = 0, left: int = 1
+) -> np.ndarray:
+    """As `stratified`, but whole groups only: `groups` int64 (N,), equal within one. Where all are of one image, what
+    is chosen is the same.
+
+    Groups are taken in random order while that brings the classes nearer to their shares; of every class at least
+    `left` groups stay, and at least one is chosen, where that can be.
+    """
+    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    missing = _quotas(sizes, count).tolist()
+    rank = random_words(len(labels), seed, purpose)
+    members: dict[int, dict[int, int]] = {}  # group -> class -> images, in random order
+    for row in np.argsort(rank, kind="stable").tolist():
+        of = members.setdefault(int(groups[row]), {})
+        of[int(inverse[row])] = of.get(int(inverse[row]), 0) + 1
+    free = np.zeros(len(classes), np.int64)
+    for of in members.values():
+        free[list(of)] += 1
+    taken, have = set(), [False] * len(classes)
+
+    def take(group: int) -> None:
+        taken.add(group)
+        for c, n in members[group].items():
+            missing[c] -= n
+            free[c] -= 1
+            have[c] = True
+
+    def can_go(group: int) -> bool:
+        return all(free[c] > left for c in members[group])
+
+    for group, of in members.items():
+        if sum((missing[c] - n) ** 2 - missing[c] ** 2 for c, n in of.items()) < 0 and can_go(group):
+            take(group)
+    for c in range(len(classes)):
+        if not have[c]:
+            fitting = [group for group, of in members.items() if c in of and can_go(group)]
+            if fitting:
+                take(min(fitting, key=lambda group: sum(members[group].values())))
+    return np.isin(groups, list(taken))
 
 
 def random_words(count: int, seed: int, *key: int) -> np.ndarray:
@@ -52,8 +100,11 @@ def split_rows(
     seed: int,
     notes: list[str],
     search_notes: list[str],
+    groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Ascending rows of "fit", "search", "fit+search" and "test"; rows labelled -1 are in none.
+
+    `groups` int64 (N,), equal within one: each is on one side of the splits that are made here.
 
     Appends to the notes what the user did not ask for, and to `search_notes` what concerns the search split alone.
     Raises `UserError` if a class has too few images.
@@ -70,22 +121,38 @@ def split_rows(
         for what, rows in (("training", fit), ("validation", search), ("test", test)):
             _check_classes(found.source, f"{what} images", labels[rows], classes, 1)
         return {"fit": fit, "search": search, "fit+search": rest, "test": test}
-    _check_classes(found.source, "training images", labels[rest], classes, 2 if found.test else 3)
+    least = 2 if found.test else 3
+    _check_classes(found.source, "training images", labels[rest], classes, least)
+    if groups is not None:
+        firsts = rest[np.unique(np.stack([labels[rest], groups[rest]]), axis=1, return_index=True)[1]]
+        _check_classes(found.source, "groups of images that must stay together", labels[firsts], classes, least)
     if found.test:
         _check_classes(found.source, "test images", labels[test], classes, 1)
     else:
-        chosen = stratified(labels[rest], (len(rest) + 5) // 10, seed, purpose=1)
+        chosen = _chosen(labels[rest], groups, rest, (len(rest) + 5) // 10, seed, purpose=1, left=2)
         test, rest = rest[chosen], rest[~chosen]
         notes.append(f"no val/: a stratified tenth ({len(test)} images, seed {seed}) was set aside as the test split")
     count = search_count(len(rest))
-    chosen = stratified(labels[rest], count, seed, purpose=2)
+    chosen = _chosen(labels[rest], groups, rest, count, seed, purpose=2)
     search, fit = rest[chosen], rest[~chosen]
+    if groups is not None:
+        for what, rows in (("fit", fit), ("search", search), ("test", test)):
+            where = f"images in {what}, with these groups and --seed {seed},"
+            _check_classes(found.source, where, labels[rows], classes, 1)
     if count < SEARCH_SMALLEST:
         half = f"{len(search)} of {len(rest)}"
         search_notes.append(f"small set: the search split is half of the images besides test ({half})")
     elif len(rest) < 10 * SEARCH_SMALLEST - 5:
         search_notes.append(f"small set: the search split has its minimum of {count} images ({len(rest)} besides test)")
     return {"fit": fit, "search": search, "fit+search": rest, "test": test}
+
+
+def _chosen(
+    labels: np.ndarray, groups: np.ndarray | None, rows: np.ndarray, count: int, seed: int, purpose: int, left: int = 1
+) -> np.ndarray:
+    if groups is None:
+        return stratified(labels, count, seed, purpose=purpose)
+    return stratified_groups(labels, groups[rows], count, seed, purpose=purpose, left=left)
 
 
 def _some_images(found: Found, rows: np.ndarray) -> np.ndarray:
