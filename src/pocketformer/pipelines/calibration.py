@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pocketformer.errors import UserError
 from pocketformer.models import Network
@@ -13,7 +12,9 @@ from pocketformer.pipelines.images import open_images
 from pocketformer.training.batches import eval_batches, normalisation_of
 from pocketformer.training.data import Data, Split
 from pocketformer.training.decoding import to_pixels
+from pocketformer.training.depths import Depth
 from pocketformer.training.folders import has_splits
+from pocketformer.training.opening import open_image
 
 IMAGES = 128
 
@@ -33,10 +34,12 @@ def calibration_images(
             f"{data.source} itself, or images of another place"
         )
     if source is not None and _is_plain(Path(source), data):
-        split = _of_folder(Path(source), stored, seed)
+        split = _of_folder(Path(source), stored, seed, data.depth)
     else:
         same = source is None or _same(source, data)
-        split = (data if same else open_images(source, stored, seed, "skip", 2, uses_search=False)).fit
+        split = (
+            data if same else open_images(source, stored, seed, "skip", 2, uses_search=False, depth=data.depth)
+        ).fit
         chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:IMAGES])
         split = Split("calibration", *split.take(torch.from_numpy(chosen)))
     batches = eval_batches(split, IMAGES, model.resolution, normalisation_of(model))
@@ -52,14 +55,14 @@ def _same(source: str | Path, data: Data) -> bool:
     return Path(source).resolve() == Path(data.source).resolve()
 
 
-def _of_folder(folder: Path, stored: tuple[int, int], seed: int) -> Split:
+def _of_folder(folder: Path, stored: tuple[int, int], seed: int, depth: Depth) -> Split:
     paths = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
     pixels = []
     for index in np.random.default_rng(seed).permutation(len(paths)):
         try:
-            with Image.open(paths[index]) as image:
-                pixels.append(to_pixels(image, stored))
-        except MemoryError:
+            with open_image(paths[index]) as image:
+                pixels.append(to_pixels(image, stored, depth))
+        except (UserError, MemoryError):
             raise
         except Exception:  # not an image, or a broken one: decoders raise whatever they like
             continue

@@ -24,12 +24,12 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, threshold:
     trained = load_detector(Path(checkpoint))
     paths = find_images(images)
     check_results(paths.values(), [f"{name}.png" for name in paths], images, out)
-    check_readable(paths.values())
+    depth = check_readable(paths.values())
     trained.model.to(compute.where, memory_format=torch.channels_last)
     shown, results = [], []
     with stage("predict", len(paths)) as progress, compute.autocast():
         for number, (name, path) in enumerate(paths.items(), 1):
-            image = read_image(path)
+            image = read_image(path, depth)
             found = _found(trained, image, {"image_id": number, "image": str(path)}, threshold)
             with files.whole(out / f"{name}.png") as temporary:
                 labels = list(trained.classes)

@@ -14,6 +14,7 @@ from pocketformer.runtimes import runtime
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import normalisation_of
 from pocketformer.training.data import Data
+from pocketformer.training.depths import Depth
 from pocketformer.training.evaluation import evaluate
 
 
@@ -44,8 +45,8 @@ def evaluate_checkpoint(
     model, config = load_trained(target if alone else folder, architecture)
     file = None if runtime_name is None else _exported(target, folder, format, runtime_name)
     size = tuple(config["data"].get("stored_size", model.resolution))
-    groups = config["data"].get("group_by")
-    data = open_images(source, size, seed, bad_images, workers, uses_search=False, group_by=groups)
+    known = {"group_by": config["data"].get("group_by"), "depth": Depth.of_record(config["data"])}
+    data = open_images(source, size, seed, bad_images, workers, uses_search=False, **known)
     if alone:
         if len(data.classes) != model.num_classes:
             raise UserError(f"{path} knows {model.num_classes} classes, but the data has {len(data.classes)}")

@@ -21,6 +21,7 @@ from pocketformer.progress import say, stage
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import eval_batches, normalisation_of
 from pocketformer.training.data import Data
+from pocketformer.training.depths import Depth
 from pocketformer.training.evaluation import evaluate
 
 _IMAGES = 32
@@ -53,8 +54,8 @@ def export_checkpoint(
         raise UserError("--calibration belongs to --int8")
     model, config = load_trained(Path(checkpoint), architecture)
     size = tuple(config["data"].get("stored_size", model.resolution))
-    groups = config["data"].get("group_by")
-    images = open_images(source, size, seed, "skip", workers, uses_search=False, group_by=groups)
+    known = {"group_by": config["data"].get("group_by"), "depth": Depth.of_record(config["data"])}
+    images = open_images(source, size, seed, "skip", workers, uses_search=False, **known)
     batch = next(iter(eval_batches(images.search, _IMAGES, model.resolution, normalisation_of(model))))[0]
     calibration, known = None, learned_from(checkpoint)
     if settings.precision != "float32" and known is not None and split_otherwise(known[0], images)[0]:

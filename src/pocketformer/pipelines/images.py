@@ -9,9 +9,13 @@ from pocketformer import ranks
 from pocketformer.errors import UserError
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
+from pocketformer.training.colours import UNKNOWN, Seen, see
 from pocketformer.training.data import Data, open_data, streams
-from pocketformer.training.decoding import upright, why_unreadable
+from pocketformer.training.depths import Depth
+from pocketformer.training.opening import open_image, why_unreadable
+from pocketformer.training.remarks import Remarks, is_plain
 from pocketformer.training.sources import find, some
+from pocketformer.training.trees import image_endings
 
 
 def open_images(
@@ -24,12 +28,14 @@ def open_images(
     as_they_are: bool = False,
     uses_search: bool = True,
     group_by: str | None = None,
+    depth: Depth = UNKNOWN,
 ) -> Data:
     """`open_data` with a progress bar; says what is worth saying, and how many classes and images there are.
 
     `stream`: None: streamed where the images are too many for memory, or, with `as_they_are`, wherever they can be
     (RandAugment is for images of their own size, not for stored ones). `uses_search`: whether the job does, so that its
-    notes matter. Of several processes the first looks at all images of a stream before the work begins.
+    notes matter. Of several processes the first looks at all images of a stream before the work begins. `depth`: of
+    images of more than 8 bits, as far as it is known.
     """
     found, check = find(source), ranks.first()
     if as_they_are and stream is None and found.load is not None:
@@ -37,11 +43,16 @@ def open_images(
     streamed = streams(found, size, stream)
     options = {"size": size, "seed": seed, "bad_images": bad_images, "workers": workers, "stream": stream}
     options |= {"group_by": group_by}
+    if streamed and not check:
+        depth = ranks.from_first(None)  # by all images, at which the first process looks
     if streamed and (bad_images == "skip" or not check):
-        data = open_data(found, **options, check=check)
+        data = open_data(found, **options, check=check, depth=depth)
     else:
         with stage("check the images" if streamed else "read the images", len(found)) as progress:
-            data = open_data(found, **options, check=check, progress=lambda done, total: progress.update(done))
+            update = lambda done, total: progress.update(done, total=total)  # noqa: E731
+            data = open_data(found, **options, check=check, depth=depth, progress=update)
+    if streamed and check:
+        ranks.from_first(data.depth)
     tell_of(data, uses_search)
     return data
 
@@ -51,6 +62,8 @@ def tell_of(data: Data, uses_search: bool = True) -> None:
     for note in data.notes:
         if uses_search or note not in data.search_notes:
             say(f"note: {note}")
+    for warning in data.warnings:
+        say(f"warning: {warning}")
     say(data.summary())
 
 
@@ -114,7 +127,7 @@ def say_unreadable(data: Data) -> None:
 
 def find_images(names: Sequence[str]) -> dict[str, Path]:
     """The images that a person names, by the names that their results get; a folder stands for the images in it."""
-    suffixes, paths = Image.registered_extensions(), []
+    suffixes, paths = image_endings(), []
     for name in names:
         path = Path(name)
         if path.is_dir():
@@ -133,13 +146,15 @@ def find_images(names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def check_readable(paths: Iterable[Path]) -> None:
-    """Raises `UserError` that counts the images that cannot be read, with the first three: before any is worked on."""
-    paths, bad = list(paths), []
+def check_readable(paths: Iterable[Path], depth: Depth = UNKNOWN) -> Depth:
+    """Looks at all images before any is worked on, and says what there is to say of their pixels. Raises `UserError`
+    that counts those that cannot be read, with the first three. Returns `depth`, completed by the values of all."""
+    paths, bad, remarks = list(paths), [], Remarks()
     with stage("check the images", len(paths)) as progress:
-        for path in paths:
+        for row, path in enumerate(paths):
             try:
-                read_image(path)
+                seen = _seen(path, depth)
+                remarks.add(row, seen, is_plain(*zip(*seen.image.getextrema(), strict=True)))
             except UserError as error:
                 bad.append(str(error))
             progress.advance()
@@ -148,6 +163,10 @@ def check_readable(paths: Iterable[Path]) -> None:
     if bad:
         more = "; …" if len(bad) > 3 else ""
         raise UserError(f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(bad[:3])}{more}")
+    depth = depth.within(remarks.extent)
+    for note in remarks.notes(lambda row: str(paths[row]), depth):
+        say(f"note: {note}")
+    return depth
 
 
 def check_results(paths: Iterable[Path], results: Iterable[str], asked: Sequence[str], out: Path) -> None:
@@ -163,12 +182,16 @@ def check_results(paths: Iterable[Path], results: Iterable[str], asked: Sequence
             raise UserError(f"--out {out}: {name} there is an image that is to be looked at: give another folder")
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, depth: Depth = UNKNOWN) -> Image.Image:
     """RGB, upright. Raises `UserError` if it cannot be read."""
+    return _seen(path, depth).image
+
+
+def _seen(path: Path, depth: Depth) -> Seen:
     try:
-        with Image.open(path) as image:
-            return upright(image)
-    except MemoryError:
+        with open_image(path) as image:
+            return see(image, depth)
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like
         raise UserError(f"{path} cannot be read as an image ({why_unreadable(error)})") from None

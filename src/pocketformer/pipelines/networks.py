@@ -110,6 +110,7 @@ class FinalTraining:
             recalibrate(result, split, result.resolution, self.seed)
             about = {"source": self.data.source, "stored_size": list(self.data.final.stored_size)}
             about |= {"group_by": self.data.group_by} if self.data.group_by else {}
+            about |= self.data.depth.recorded()
             checkpoint.save_model(folder, result, self.data.classes, about)
         ranks.wait()
         # Not `result`, whose memory is laid out otherwise: a resumed run gets the folder's, and sums in its order.

@@ -12,6 +12,7 @@ from pocketformer.pipelines.images import check_readable, check_results, find_im
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter
 from pocketformer.progress import stage
 from pocketformer.training.compute import Compute
+from pocketformer.training.depths import Depth
 
 
 def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: Compute) -> dict:
@@ -20,12 +21,12 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: C
     trained = load_segmenter(checkpoint)
     paths = find_images(images)
     check_results(paths.values(), [file for name in paths for file in _written(name).values()], images, out)
-    check_readable(paths.values())
+    depth = check_readable(paths.values())
     trained.model.to(compute.where)
     found = []
     with stage("predict", len(paths)) as progress, compute.autocast():
         for name, path in paths.items():
-            found.append(_predict(trained, name, path, out))
+            found.append(_predict(trained, name, path, out, depth))
             progress.advance()
     labels = trained.coding.labels(np.arange(len(trained.classes))).tolist()
     classes = [
@@ -41,8 +42,8 @@ def _written(name: str) -> dict[str, str]:
     return {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
 
 
-def _predict(trained: Trained, name: str, path: Path, out: Path) -> dict:
-    image = read_image(path)
+def _predict(trained: Trained, name: str, path: Path, out: Path, depth: Depth) -> dict:
+    image = read_image(path, depth)
     least = max(trained.model.backbone.reductions)
     classes = segment(
         trained.model, prepared(image, trained.size, trained.normalisation, least), (image.height, image.width)

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from pocketformer.errors import UserError
+from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.copies import find_copies, find_groups, joined, outside, told_of_copies, told_of_groups
 from pocketformer.training.decoding import decode_all, readable, refuse_bad, skipped
+from pocketformer.training.depths import Depth
 from pocketformer.training.sources import Found, find, find_all, some
 from pocketformer.training.splits import Split
 from pocketformer.training.splitting import random_words, search_count, split_rows, stratified
-from pocketformer.training.streaming import StreamedImages, preflight
+from pocketformer.training.streaming import Look, StreamedImages, preflight
 
 __all__ = [
     "Data",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 IN_MEMORY = 2 * 10**9  # bytes of decoded images up to which they are kept in memory unless told otherwise
+_LOOKS = 200  # of a stream's images, where not all are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,8 @@ class Data:
     source: of names and sizes of files, labels and class names); `split_fingerprint` of which of them are in fit,
     search and test, `test_fingerprint` of those in test. `listed`: the same three of the images as they are listed
     (names and sizes), streamed or not; empty of sources that are read in order. `notes` are sentences worth telling
-    the user, `search_notes` those of them that only matter where the search split is used. `median_side` is the median
+    the user, `search_notes` those of them that only matter where the search split is used, `warnings` such that must
+    not be missed. `depth` is the rule by which images of more than 8 bits are decoded. `median_side` is the median
     short side of the source images in pixels (of 200 of them where not all were looked at). `group_by`: as asked.
     """
 
@@ -64,6 +68,8 @@ class Data:
     test_fingerprint: str = ""
     listed: Mapping[str, str] = field(default_factory=dict)
     group_by: str | None = None
+    warnings: tuple[str, ...] = ()
+    depth: Depth = UNKNOWN
 
     def summary(self) -> str:
         """How many classes there are, and images in each split: `2 classes: cat, dog; images: 80 in fit, …`."""
@@ -111,6 +117,7 @@ def open_data(
     stream: bool | None = None,
     check: bool = True,
     group_by: str | None = None,
+    depth: Depth = UNKNOWN,
 ) -> Data:
     """Reads all images of `source`, stored at `size` (height, width) in pixels, and splits them.
 
@@ -129,6 +136,8 @@ def open_data(
             or a regular expression (`copies.find_groups`). Copies of one image do so in any case.
         check: of a stream whose bad images are refused: look at all of them first. Not needed if another process
             does, or has done; a bad image then ends the work when it is met.
+        depth: how images of more than 8 bits are decoded, as far as it is known already, such as from the training of
+            what they are for. The rest is decided by the values of all images that are looked at.
 
     Raises:
         UserError: in one line, for a source that is missing, has no proper classes, unreadable images (unless
@@ -141,15 +150,19 @@ def open_data(
     found = source if isinstance(source, Found) else find(source)
     size, accept_bad = tuple(size), bad_images == "skip"
     if streams(found, size, stream, cache):
-        return _open_stream(found, size, seed, accept_bad, workers, progress, check, stream is not None, group_by)
-    decoded = decode_all(found, size, cache=cache, accept_bad=accept_bad, workers=workers, progress=progress)
+        told = stream is not None
+        return _open_stream(found, size, seed, accept_bad, workers, progress, check, told, group_by, depth)
+    decoded = decode_all(
+        found, size, cache=cache, accept_bad=accept_bad, workers=workers, progress=progress, depth=depth
+    )
     notes = []
     if stream is None and cache is None and _bytes(found, size) > IN_MEMORY:
         notes.append(f"the images take {_bytes(found, size) / 1e9:.1f} GB of memory: {found.why_in_order}")
     images, labels = torch.from_numpy(decoded.images), decoded.labels
     copies = find_copies(found, decoded.digests)
+    look = Look(decoded.median_side, decoded.depth, decoded.remarks)
     identify = decoded.digests.__getitem__
-    return _split(found, images, labels, identify, decoded.bad, decoded.median_side, seed, notes, copies, group_by)
+    return _split(found, images, labels, identify, decoded.bad, look, seed, notes, copies, group_by)
 
 
 def open_labelled(source: str | os.PathLike, classes: Sequence[str] | None, **options) -> Data:
@@ -195,6 +208,7 @@ def _open_stream(
     check: bool,
     told: bool,
     group_by: str | None,
+    depth: Depth,
 ) -> Data:
     notes = []
     if not told:
@@ -202,16 +216,15 @@ def _open_stream(
             f"the images would take {_bytes(found, size) / 1e9:.1f} GB in memory: they are decoded as they are needed"
         )
     if check and not accept_bad:
-        median = preflight(found, workers, progress)
+        look = preflight(found, workers, progress, depth)
     else:
         refuse_bad(found, found.bad, accept_bad)
-        sides = [min(image.size) for image in readable(found, 200)]
-        median = int(np.median(sides)) if sides else 0
+        look = preflight(found, workers, depth=depth, limit=_LOOKS)
     labels = np.array(found.labels(), np.int64)
     labels[list(found.bad)] = -1
-    images = StreamedImages(found, size, accept_bad, workers)
+    images = StreamedImages(found, size, accept_bad, workers, look.depth)
     copies = find_copies(found, None, workers)
-    return _split(found, images, labels, found.identify, found.bad, median, seed, notes, copies, group_by)
+    return _split(found, images, labels, found.identify, found.bad, look, seed, notes, copies, group_by)
 
 
 def _split(
@@ -220,7 +233,7 @@ def _split(
     labels: np.ndarray,
     identify: Callable[[int], str],
     bad: Mapping[int, str],
-    median_side: int,
+    look: Look,
     seed: int,
     more_notes: list[str],
     copies: np.ndarray | None,
@@ -229,6 +242,11 @@ def _split(
     notes = [*found.notes, *more_notes]
     if bad:
         notes.append(skipped(found.name, bad))
+    seen = look.remarks.notes(found.name, look.depth)
+    if seen and look.remarks.looked < len(found) - len(bad):
+        notes.append(f"of {look.remarks.looked} images that were looked at: {'; '.join(seen)}")
+    else:
+        notes += seen
     classes = found.classes or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
     groups, labelled = _grouped(found, labels, classes, copies, group_by, notes)
     search_notes: list[str] = []
@@ -259,9 +277,11 @@ def _split(
         test=splits["test"],
         notes=(*notes, *search_notes),
         search_notes=tuple(search_notes),
-        median_side=median_side,
+        median_side=look.median_side,
         listed=listed,
         group_by=group_by,
+        warnings=tuple(look.remarks.warnings(labels, classes)),
+        depth=look.depth,
         **read,
     )
 

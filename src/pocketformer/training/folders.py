@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pocketformer.errors import UserError
 from pocketformer.files import as_text
 from pocketformer.training.layouts import Classes, Layout, class_name, holds_splits, matched_classes, read_layout
+from pocketformer.training.opening import open_image
 from pocketformer.training.sources import Found, Sample, some, stamp_and_sizes
 from pocketformer.training.strings import Strings
 from pocketformer.training.trees import passed_over, read_tree
@@ -32,7 +32,7 @@ class FolderImages:
         raw = (self.root / self.names[row]).read_bytes()
         if not raw:
             raise ValueError("empty file")
-        return Sample(Image.open(io.BytesIO(raw)), raw, int(self.labels[row]))
+        return Sample(open_image(io.BytesIO(raw)), raw, int(self.labels[row]))
 
     def read(self, row: int, first: int, count: int) -> bytes:
         with open(self.root / self.names[row], "rb") as file:

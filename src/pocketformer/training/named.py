@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 
 from pocketformer import ranks
 from pocketformer.errors import UserError
+from pocketformer.training.opening import open_image
 from pocketformer.training.shards import find_shards
 from pocketformer.training.sources import Found, Load, Sample, stamp_of
 
@@ -160,7 +161,7 @@ def _load_item(dataset: Any, index: int) -> Sample:
     file, label = reader[index]
     with file:
         raw = file.read()
-    return Sample(Image.open(io.BytesIO(raw)), raw, _label(label))
+    return Sample(open_image(io.BytesIO(raw)), raw, _label(label))
 
 
 def _targets(dataset: Any) -> Iterator[Any]:

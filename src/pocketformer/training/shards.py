@@ -1,9 +1,9 @@
 """Images in tar shards of a local folder (`wds/FOLDER`), read at random through an index.
 
 The layout is WebDataset's as timm reads it: `_info.json` names splits and their shards; the members `KEY.jpg` (or
-png, webp) and `KEY.cls`, or `KEY.json` where the split has an `alt_label`, follow each other. WebDataset reads a
-shard from its start to its end, which leaves the order to the number of processes and a killed epoch nowhere to
-continue. The headers alone tell where each image lies, so none of that need be.
+another suffix of images, in any case) and `KEY.cls`, or `KEY.json` where the split has an `alt_label`, follow each
+other. WebDataset reads a shard from its start to its end, which leaves the order to the number of processes and a
+killed epoch nowhere to continue. The headers alone tell where each image lies, so none of that need be.
 """
 
 import io
@@ -15,14 +15,15 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pocketformer.errors import UserError
+from pocketformer.training.opening import open_image
 from pocketformer.training.sources import Found, Sample, some, stamp_of
 from pocketformer.training.strings import Strings
+from pocketformer.training.trees import image_endings
 
 _INFO = ("_info.json", "info.json")
-_IMAGES = ("jpg", "png", "webp")  # the first of them that a sample has
+_BEST = (".jpg", ".jpeg", ".png", ".webp")  # of a sample with several images the first of these, else any
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class ShardImages:
         with open(self.folder / self.shards[shard], "rb") as file:
             file.seek(first)
             raw = file.read(size)
-        return Sample(Image.open(io.BytesIO(raw)), raw, int(self.targets[row]))
+        return Sample(open_image(io.BytesIO(raw)), raw, int(self.targets[row]))
 
     def sizes(self) -> np.ndarray:
         return self.spans[:, 2]
@@ -68,7 +69,7 @@ class ShardImages:
 
     def bad(self) -> dict[int, str]:
         rows = np.flatnonzero((self.spans[:, 2] == 0) | (self.targets < 0))
-        return {int(row): "no label" if self.spans[row, 2] else "no jpg, png or webp" for row in rows}
+        return {int(row): "no label" if self.spans[row, 2] else "no image" for row in rows}
 
 
 def find_shards(source: str, folder: Path, test_splits: tuple[str, ...]) -> Found:
@@ -138,7 +139,7 @@ def _index(path: Path, number: int, label_field: str) -> Iterator[tuple[str, tup
         with tarfile.open(path, "r:") as tar:
             for key, members in groupby(_files(tar), lambda member: member[0]):
                 parts = {suffix: member for _, suffix, member in members}
-                image = next((parts[suffix] for suffix in _IMAGES if suffix in parts), None)
+                image = _image(parts)
                 label = _label(tar, parts, label_field)
                 yield key, (number, image.offset_data, image.size) if image else (number, 0, 0), label
     except FileNotFoundError:
@@ -154,6 +155,13 @@ def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
         stem, dot, suffix = name.partition(".")
         if member.isfile() and stem and dot:
             yield folder + slash + stem, suffix.lower(), member
+
+
+def _image(parts: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The member that is an image by the last of its suffixes, such as `jpeg` or `image.jpg`."""
+    known = {f".{suffix.rpartition('.')[2]}": member for suffix, member in reversed(parts.items())}
+    images = [suffix for suffix in (*_BEST, *sorted(image_endings())) if suffix in known]
+    return known[images[0]] if images else None
 
 
 def _label(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], field: str) -> int:

@@ -20,7 +20,21 @@ SYSTEM_FOLDERS = {
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "synoindex_media_info"}
 _SYSTEM = re.compile(r"(.*\.lrdata|found\.\d{3}|synophoto_thumb.*|synofile_thumb.*)", re.IGNORECASE | re.DOTALL)
 # Images of these endings are to be read, or told that they cannot be; Pillow adds what it opens.
-_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl"}
+_ENDINGS = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".avif",
+    ".jxl",
+}
 _NO_PICTURES = {".h5", ".hdf", ".bufr", ".grib", ".iim", ".mpg", ".mpeg", ".pdf", ".ps"}
 # Kept beside images for other reasons: never looked into.
 _SIDE = {
