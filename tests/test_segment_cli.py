@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import shapes
 from asking import ask
 from pocketformer.dense.segmentation import evaluation, fused
-from pocketformer.dense.segmentation.labels import read_mask
+from pocketformer.dense.segmentation.maskfiles import read_mask
 from pocketformer.deploy import facts_path
 from pocketformer.files import Lines
 from pocketformer.pipelines.segment_folders import load_segmenter

@@ -26,9 +26,9 @@ Masks = Annotated[
     str,
     typer.Option(
         metavar="FOLDER",
-        help="Images and masks: ADE20K's layout (images/training, annotations/training, and validation) or CamVid's "
-        "(train, trainannot; val, valannot; test, testannot). A mask has one label a pixel, its image's size, and its "
-        "name but for the suffix.",
+        help="Images and masks: ADE20K's layout (images/training, annotations/training, and validation), CamVid's "
+        "(train, trainannot; val, valannot; test, testannot), or one like them (docs/dense.md). A mask has one label a "
+        "pixel, its image's size, and its name but for the suffix or one ending that all share.",
     ),
 ]
 
@@ -53,17 +53,25 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Names of the classes, one a line, in the order of their labels. [default: classes.txt in the data; "
-            "else they are counted and numbered]",
+            help="Names of the classes, one a line, in the order of their labels; or with the labels or colours that "
+            "masks have for them (255 person; road 128 64 128). [default: classes.txt in the data; else the labels "
+            "that occur]",
         ),
     ] = None,
     ignore_index: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Label of the pixels that do not count; 11 in CamVid's masks.")
-    ] = 255,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Label of the pixels that do not count; 11 in CamVid's masks. [default: 255, but for masks of 0 and "
+            "255 alone, which are two classes]",
+        ),
+    ] = None,
     reduce_zero_label: Annotated[
         bool,
         typer.Option("--reduce-zero-label", help="Label 0 does not count, and 1 is the first class: ADE20K."),
     ] = False,
+    exif: training.Exif = "auto",
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(
@@ -121,6 +129,7 @@ def train(
         init=init,
         classes=None if classes is None else str(classes),
         coding=Coding(ignore_index, reduce_zero_label),
+        exif=exif,
         seed=seed,
         compute=training.compute(device, precision, compile, accumulate, checkpointing, deterministic),
         workers=workers,
@@ -138,6 +147,7 @@ def train(
 def evaluate(
     checkpoint: Checkpoint,
     data: Masks,
+    exif: training.Exif = "auto",
     device: training.Device = "cpu",
     precision: training.Precision = "float32",
     workers: options.Workers = 2,
@@ -155,7 +165,7 @@ def evaluate(
     from pocketformer.pipelines.segmenting import evaluate_segmenter
     from pocketformer.training.compute import Compute
 
-    found = evaluate_segmenter(checkpoint, data, Compute(device, precision), workers)
+    found = evaluate_segmenter(checkpoint, data, Compute(device, precision), workers, exif)
     if json:
         options.print_json(found)
     else:

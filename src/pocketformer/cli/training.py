@@ -58,6 +58,15 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Refuse kernels whose sums depend on chance (on a GPU).")
 ]
 
+Exif = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|shown|stored",
+        callback=options.one_of(lambda: ("auto", "shown", "stored")),
+        help="On which form of an image that EXIF turns its annotation was drawn, where sizes do not tell: on the "
+        "image as shown, or as stored; auto: as on the others of the set (docs/dense.md).",
+    ),
+]
 Keep = Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Checkpoints that are kept.")]
 Backbone = Annotated[
     str,

@@ -12,7 +12,7 @@ from pocketformer.deploy.facts import Facts, architecture_name
 from pocketformer.errors import UserError
 from pocketformer.pipelines.facts import channels, data_fingerprint
 from pocketformer.pipelines.segment_folders import TASK, Trained, load_segmenter
-from pocketformer.pipelines.segmenting import checked
+from pocketformer.pipelines.segmenting import looked_through
 from pocketformer.progress import stage
 
 _IMAGES = 4  # to verify on: each gives as many logits as it has pixels and classes
@@ -65,7 +65,6 @@ def _pixels(size: tuple[int, int], seed: int) -> torch.Tensor:
 
 def _crops(trained: Trained, size: tuple[int, int], source: str, seed: int) -> torch.Tensor:
     data = find_masks(source, trained.coding)
-    pairs = data.judged
-    checked(data, (pairs.name,), 0, classes=len(trained.classes))
+    pairs = looked_through(data, trained, 0).judged
     batches = CropBatches(pairs, trained.coding, _IMAGES, size, seed, trained.normalisation)
     return next(iter(batches.steps(0, 1)))[0]

@@ -50,8 +50,12 @@ def save_segmenter(
         "size": list(size),
         "mean": list(normalisation.mean),
         "std": list(normalisation.std),
-        "ignore_index": coding.ignore_index,
+        "ignore_index": coding.ignored,
         "reduce_zero_label": coding.reduce_zero_label,
+        "values": list(coding.values),
+        "void": list(coding.void),
+        "colours": coding.colours,
+        "rounded": coding.rounded,
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": {"source": source},
     }
@@ -74,7 +78,7 @@ def load_segmenter(folder: str | os.PathLike) -> Trained:
     described = Architecture.load(folder / "architecture.json")
     try:
         size = (int(config["size"][0]), int(config["size"][1]))
-        coding = Coding(int(config["ignore_index"]), bool(config["reduce_zero_label"]))
+        coding = _coding(config)
         classes = tuple(map(str, config["classes"]))
         normalisation = {name: tuple(map(float, config[name])) for name in ("mean", "std")}
         source = str(config["data"]["source"])
@@ -86,3 +90,9 @@ def load_segmenter(folder: str | os.PathLike) -> Trained:
     model = Segmenter(Backbone(network, size), len(classes))
     checkpoint.load_weights(model, folder / "model.safetensors")
     return Trained(model.eval(), classes, size, coding, source)
+
+
+def _coding(config: dict) -> Coding:
+    values, void = (tuple(map(int, config.get(name, ()))) for name in ("values", "void"))
+    facts = {name: bool(config.get(name, False)) for name in ("colours", "rounded")}
+    return Coding(int(config["ignore_index"]), bool(config["reduce_zero_label"]), values, void, **facts)

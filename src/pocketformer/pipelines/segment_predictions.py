@@ -30,7 +30,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: C
             progress.advance()
     labels = trained.coding.labels(np.arange(len(trained.classes))).tolist()
     classes = [
-        {"name": name, "label": label, "colour": list(colour_of(label))}
+        {"name": name, "label": label, "colour": list(colour_of(label, trained.coding))}
         for name, label in zip(trained.classes, labels, strict=True)
     ]
     result = {"checkpoint": str(checkpoint), "classes": classes, "images": found}
@@ -50,7 +50,10 @@ def _predict(trained: Trained, name: str, path: Path, out: Path, depth: Depth) -
     )
     labels = trained.coding.labels(classes)
     written = _written(name)
-    for what, picture in (("overlay", overlay(image, labels)), ("labels", label_map(labels))):
+    for what, picture in (
+        ("overlay", overlay(image, labels, coding=trained.coding)),
+        ("labels", label_map(labels, trained.coding)),
+    ):
         with files.whole(out / written[what]) as temporary:
             picture.save(temporary)
     counts = np.bincount(classes.ravel(), minlength=len(trained.classes)) / classes.size

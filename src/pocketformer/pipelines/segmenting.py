@@ -1,9 +1,10 @@
 """`segment train` and `segment evaluate`: Semantic FPN on a user's images and masks."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from pocketformer import files, ranks
@@ -18,6 +19,7 @@ from pocketformer.dense.segmentation.task import SegmentationTask
 from pocketformer.errors import UserError
 from pocketformer.pipelines.backbones import open_backbone
 from pocketformer.pipelines.dense_training import DenseSettings, fit
+from pocketformer.pipelines.images import few
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter, save_segmenter
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
@@ -34,12 +36,14 @@ class SegmentSettings(DenseSettings):
     """What `segment train` is asked for."""
 
     classes: str | None = None  # a file of their names
-    coding: Coding = field(default_factory=Coding)
+    coding: Coding = field(default_factory=Coding)  # as asked for; the masks may tell more
+    exif: str = "auto"
 
     decisive: ClassVar = (*DenseSettings.decisive, "classes")
 
     def to_dict(self) -> dict:
-        return {**super().to_dict(), **asdict(self.coding)}
+        asked = {"ignore_index": self.coding.ignored, "reduce_zero_label": self.coding.reduce_zero_label}
+        return {**super().to_dict(), **asked, **({} if self.exif == "auto" else {"exif": self.exif})}
 
     def inputs(self) -> Inputs:
         return {**super().inputs(), **held(classes=self.classes)}
@@ -52,21 +56,26 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
     inputs = settings.inputs()
     check_folder(out, _COMMAND, settings.to_dict(), inputs)
     data = find_masks(settings.data, settings.coding, settings.classes)
+    data.refuse_without_training()
     for note in data.notes:
         say(f"note: {note}")
-    census = checked(data, tuple(data.splits), settings.workers, out / "census.json")
-    classes = data.classes or _numbered(census.num_classes(settings.coding))
+    census = checked(data, tuple(data.splits), settings.workers, out / "census.json", exif=settings.exif)
+    data = census.applied(data)
+    classes = data.classes or _numbered(census.num_classes(data.coding), data.coding)
     if len(classes) < 2:
         raise UserError(
-            f"{data.source}: there is but one class to tell apart; label {settings.coding.ignore_index} is ignored "
+            f"{data.source}: there is but one class to tell apart; label {data.coding.ignored} is ignored "
             "(--ignore-index)"
         )
+    _say_absent(census, data, classes)
+    if not {"val", "test"} & set(data.splits):
+        say("note: there is no val or test: the scores are of images that it has learned from")
     torch.manual_seed(settings.seed)
     model = Segmenter(open_backbone(described, settings.init, recipe), len(classes))
     with Run(out, _COMMAND, settings.to_dict(), inputs) as run:
         run.record(data_fingerprint=census.fingerprint)
         if ranks.first():
-            write_census(run.path / "census.json", data.stamp, census)
+            write_census(run.path / "census.json", _stamp(data, settings.exif), census)
         if not ranks.from_first((run.path / "model.safetensors").exists()):
             _train(model, data, classes, settings, run)
         ranks.wait()
@@ -105,9 +114,9 @@ def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: S
         save_segmenter(run.path, found, classes, size, data.coding, data.source)
 
 
-def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: int) -> dict:
+def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: int, exif: str = "auto") -> dict:
     """Scores of a trained folder on test (without test on val) of the source, whose masks are coded as those of the
-    training."""
+    training. `exif`: see `census.take_census`."""
     trained = load_segmenter(checkpoint)
     data = find_masks(source, trained.coding)
     if data.classes is not None and data.classes != trained.classes:
@@ -115,10 +124,15 @@ def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: 
             f"{checkpoint} knows {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, …), but {source} "
             f"has {len(data.classes)} ({', '.join(data.classes[:3])}, …)"
         )
-    judged = data.judged
-    checked(data, (judged.name,), workers, classes=len(trained.classes))
+    judged = looked_through(data, trained, workers, exif).judged
     scores = judge(trained, judged, compute, workers)
     return {"split": judged.name, **scores.to_dict(trained.classes)}
+
+
+def looked_through(data: Folder, trained: Trained, workers: int, exif: str = "auto") -> Folder:
+    """The folder, once the masks of what is judged have been looked at; they are coded as the training's."""
+    data = replace(data, coding=trained.coding)
+    return checked(data, (data.judged.name,), workers, classes=len(trained.classes), exif=exif).applied(data)
 
 
 def judge(trained: Trained, pairs: Pairs, compute: Compute, workers: int) -> Scores:
@@ -133,20 +147,40 @@ def crop_size(recipe: DenseRecipe) -> tuple[int, int]:
 
 
 def checked(
-    data: Folder, splits: tuple[str, ...], workers: int, kept: Path | None = None, classes: int | None = None
+    data: Folder,
+    splits: tuple[str, ...],
+    workers: int,
+    kept: Path | None = None,
+    classes: int | None = None,
+    exif: str = "auto",
 ) -> Census:
     """What the masks hold, once all of them have been looked at, by the first of several processes; `kept`: where an
-    earlier run has written it down. Raises `UserError` in one line for bad ones."""
+    earlier run has written it down. Says what was taken for what. Raises `UserError` in one line for bad ones."""
     census = None
     if ranks.first():
-        census = None if kept is None else read_census(kept, data.stamp)
+        census = None if kept is None else read_census(kept, _stamp(data, exif))
         if census is None:
             known = classes or (None if data.classes is None else len(data.classes))
             with stage("check the masks", sum(len(data.splits[name]) for name in splits)) as progress:
-                census = take_census(data, splits, known, workers, progress.update)
+                census = take_census(data, splits, known, workers, progress.update, exif)
+        for note in census.notes:
+            say(f"note: {note}")
     return ranks.from_first(census)
 
 
-def _numbered(count: int) -> tuple[str, ...]:
+def _stamp(data: Folder, exif: str) -> str:
+    return data.stamp if exif == "auto" else f"{data.stamp} {exif}"
+
+
+def _numbered(count: int, coding: Coding) -> tuple[str, ...]:
     say(f"note: no names of classes (classes.txt, or --classes): by their masks there are {count}")
+    if coding.values:
+        return tuple(f"label {value}" for value in coding.values)
     return tuple(f"class {number}" for number in range(count))
+
+
+def _say_absent(census: Census, data: Folder, classes: tuple[str, ...]) -> None:
+    labels = np.array(sorted(census.labels["train"]), np.int32)
+    there = set(data.coding.classes(labels).tolist())
+    if absent := [name for number, name in enumerate(classes) if number not in there]:
+        say(f"note: {len(absent)} of {len(classes)} classes are on no mask of train: {few(absent)}")

@@ -6,46 +6,82 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from pocketformer import files
+from pocketformer.dense import orientation
 from pocketformer.dense.segmentation.folders import Folder, Pairs
-from pocketformer.dense.segmentation.labels import Coding, read_mask
+from pocketformer.dense.segmentation.labels import Coding
+from pocketformer.dense.segmentation.maskfiles import Coloured, Lossy, MaskFile, open_mask
+from pocketformer.dense.segmentation.meaning import Values, decide, look_at, shades_of
 from pocketformer.errors import UserError
 from pocketformer.progress import say
 from pocketformer.training.decoding import why_unreadable
 from pocketformer.training.sources import some
 
-_TURNED = (5, 6, 7, 8)  # orientations of EXIF that swap width and height
 _CHECKED_AT = 8  # JPEGs are decoded at an eighth: all of the file is read, and little of it computed
 
 # What can be wrong with a pair, in the order in which it is told; `{n}` of `{total}`.
 _WRONG = {
     "image": "{n} of {total} images of {split} cannot be read",
     "mask": "{n} of {total} masks of {split} cannot be read as labels",
+    "lossy": "{n} of {total} masks of {split} are compressed with loss, which changes labels",
+    "colour": "{n} of {total} masks of {split} cannot be read as labels",
     "size": "{n} of {total} masks of {split} have another size than their image",
     "label": "{n} of {total} masks of {split} have labels outside the class list ({known})",
+}
+_ADVICE = {
+    "lossy": "; save masks anew from the labels as PNG (a JPEG saved as PNG keeps its wrong values)",
+    "colour": "; name the colours of the classes by --classes FILE, a line each: NAME R G B",
 }
 
 
 @dataclass(frozen=True)
 class Census:
-    """Pixels of each label, by split, and a hash of names and contents of all files."""
+    """Pixels of each label, by split, and a hash of names and contents of all files. `coding`: of these masks; `turns`:
+    of each split the masks to turn (see `Pairs`); `notes`: what was taken for what."""
 
     labels: Mapping[str, Mapping[int, int]]
     fingerprint: str
+    coding: Coding = field(default_factory=Coding)
+    turns: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def num_classes(self, coding: Coding) -> int:
-        """One more than the largest class; of masks that are all ignored `UserError`."""
+        """Of masks without a list; of masks that are all ignored `UserError`."""
         found = {label for split in self.labels.values() for label in split}
         classes = coding.classes(np.array(sorted(found), np.int32))
         if classes.max(initial=-1) < 0:
             raise UserError("the masks have no label that is not ignored")
         return int(classes.max()) + 1
+
+    def applied(self, folder: Folder) -> Folder:
+        """The folder, its masks read as they were found to be."""
+        splits = {
+            name: replace(pairs, turns=self.turns[name]) if name in self.turns else pairs
+            for name, pairs in folder.splits.items()
+        }
+        return replace(folder, splits=splits, coding=self.coding)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Of a pair: values, or what is wrong (a key of `_WRONG`) and what to tell of it. `drawn`: on the image as "shown"
+    or "stored", "either" (both have the mask's size), or "" (EXIF turns nothing); `turn`: the image's orientation, or
+    that of the mask's own EXIF."""
+
+    digest: bytes = b""
+    values: Values = field(default_factory=Values)
+    wrong: str = ""
+    what: str = ""
+    colours: tuple = ()
+    drawn: str = ""
+    turn: int = 1
+    contrast: float | None = None
 
 
 def take_census(
@@ -54,66 +90,106 @@ def take_census(
     num_classes: int | None,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    exif: str = "auto",
 ) -> Census:
     """Looks at every image and mask of the splits; `progress` gets how many are done; `workers`: threads.
+
+    `num_classes` None: there is no list of classes, and the masks themselves tell what their values mean. `exif`: on
+    which form of turned images masks were drawn where their sizes do not tell (`orientation.settle`).
 
     Images or masks that cannot be read, masks of another size than their image, and labels that are no class are told
     in one line a kind and split, with the count and the first three; then `UserError`.
     """
-    found: dict[str, Counter] = {}
-    lines: list[str] = []
-    mistakes = 0
-    done, digest = 0, hashlib.sha256(repr((folder.classes, folder.coding)).encode())
+    seen: dict[str, list[_Seen]] = {}
+    digest = hashlib.sha256(repr((folder.classes, folder.coding)).encode())
+    done = 0
     for name in splits:
         pairs = folder.splits[name]
-        labels, wrong = Counter(), {kind: [] for kind in _WRONG}
+        seen[name] = []
 
         def look(row: int, pairs: Pairs = pairs) -> _Seen:
             return _look(pairs, row, folder.coding, num_classes)
 
         with ThreadPoolExecutor(workers) if workers > 0 else nullcontext() as pool:
-            for seen in (pool.map if pool else map)(look, range(len(pairs))):
+            for found in (pool.map if pool else map)(look, range(len(pairs))):
                 done += 1
-                digest.update(seen.digest)
-                labels.update(seen.labels)
-                if seen.wrong:
-                    wrong[seen.wrong].append(seen.what)
+                digest.update(found.digest)
+                seen[name].append(found)
                 if progress:
                     progress(done)
-        for kind, names in wrong.items():
-            if names:
-                what = _WRONG[kind].format(
-                    n=len(names), total=len(pairs), split=name, known=_known(folder, num_classes)
-                )
-                lines.append(f"{folder.source}: {what}: {some(names)}")
-                mistakes += len(names)
-        found[name] = labels
+    every = Values()
+    for found in (each for split in seen.values() for each in split):
+        every.add(found.values)
+    coding = None if num_classes is None else shades_of(folder.source, every, folder.coding, num_classes)
+    coding, notes = coding or (folder.coding, [])
+    _refuse(folder, seen, num_classes, labels=not coding.values or coding == folder.coding)
+    if num_classes is None:
+        coding, notes = decide(folder.source, every, coding)
+    turns, more = _turns(seen, exif)
+    labels = {name: _counts(split, coding) for name, split in seen.items()}
+    return Census(labels, digest.hexdigest()[:16], coding, turns, (*notes, *more))
+
+
+def _refuse(folder: Folder, seen: Mapping[str, list[_Seen]], num_classes: int | None, labels: bool) -> None:
+    """Says what is wrong with any file, a line each kind and split, and raises `UserError`; `labels`: also of labels
+    that are not in the list."""
+    lines: list[str] = []
+    mistakes, advice = 0, ""
+    known = "none is below 0" if num_classes is None else folder.coding.known(num_classes)
+    for name, split in seen.items():
+        for kind in _WRONG:
+            wrong = [each for each in split if each.wrong == kind]
+            if not wrong or (kind == "label" and not labels):
+                continue
+            what = _WRONG[kind].format(n=len(wrong), total=len(split), split=name, known=known)
+            told = f"{some([each.what for each in wrong])}{_ADVICE.get(kind, '')}"
+            if colours := sorted({colour for each in wrong for colour in each.colours}):
+                told += f"; here {', '.join(map(str, colours[:6]))}{', …' if len(colours) > 6 else ''}"
+            lines.append(f"{folder.source}: {what}: {told}")
+            mistakes += len(wrong)
+            advice += _ADVICE.get(kind, "") if _ADVICE.get(kind, "") not in advice else ""
     if len(lines) > 1:
         for line in lines:
             say(line)
-        raise UserError(f"{folder.source}: {mistakes} files of {len(lines)} kinds cannot be used, named above")
+        raise UserError(f"{folder.source}: {mistakes} files of {len(lines)} kinds cannot be used, named above{advice}")
     if lines:
         raise UserError(lines[0])
-    return Census(found, digest.hexdigest()[:16])
 
 
-def _known(folder: Folder, num_classes: int | None) -> str:
-    coding = folder.coding
-    if num_classes is None:
-        return "none is below 0"
-    first = int(coding.reduce_zero_label)
-    zero = "0 and " if coding.reduce_zero_label else ""
-    return f"{first} to {first + num_classes - 1}; ignored: {zero}{coding.ignore_index}"
+def _counts(split: Iterable[_Seen], coding: Coding) -> dict[int, int]:
+    """Pixels by label, those of masks of 1 bit as `read_mask` has them."""
+    found = Counter()
+    white = coding.values if len(coding.values) == 2 else (0, 1)
+    for each in split:
+        found.update(each.values.counts)
+        found.update({white[value]: n for value, n in each.values.bits.items()})
+    return dict(found)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Of a pair: pixels of each label, or what is wrong (a key of `_WRONG`) and what to tell of it."""
-
-    digest: bytes = b""
-    labels: Mapping[int, int] = field(default_factory=dict)
-    wrong: str = ""
-    what: str = ""
+def _turns(seen: Mapping[str, list[_Seen]], exif: str) -> tuple[dict[str, dict[int, int]], list[str]]:
+    """The masks to turn, and notes where EXIF matters."""
+    every = [each for split in seen.values() for each in split]
+    count = Counter(each.drawn for each in every)
+    notes = []
+    contrasts = [each.contrast for each in every if each.contrast is not None]
+    settled = orientation.settle(exif, count["shown"], count["stored"], contrasts)
+    if count["stored"]:
+        notes.append(
+            f"{count['stored']} masks have the size of their image as stored, before EXIF turns it; they are turned "
+            "with it"
+        )
+    if count["either"]:
+        how = "as stored, so that they are turned with them" if settled.stored else "as shown"
+        other = "" if settled.why.startswith("--") else f"; if not: --exif {'shown' if settled.stored else 'stored'}"
+        notes.append(
+            f"{count['either']} masks fit their images with and without the turn that EXIF asks for (square, or not "
+            f"turned sideways); taken as drawn on the images {how}: {settled.why}{other}"
+        )
+    drawn = {"stored", "own"} | ({"either"} if settled.stored else set())
+    turns = {
+        name: {row: each.turn for row, each in enumerate(split) if each.drawn in drawn} for name, split in seen.items()
+    }
+    return {name: rows for name, rows in turns.items() if rows}, notes
 
 
 def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None) -> _Seen:
@@ -122,37 +198,74 @@ def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None) -> _S
     try:
         raw = (pairs.root / image_name).read_bytes()
         digest.update(raw)
-        size = _size(raw)
+        stored, turn = _size(raw)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they like
         return _Seen(wrong="image", what=f"{image_name} ({why_unreadable(error)})")
     try:
-        raw = (pairs.root / mask_name).read_bytes()
-        digest.update(raw)
-        mask = read_mask(io.BytesIO(raw))
+        raw_mask = (pairs.root / mask_name).read_bytes()
+        digest.update(raw_mask)
+        mask = open_mask(io.BytesIO(raw_mask), coding)
     except MemoryError:
         raise
+    except Lossy as error:
+        return _Seen(wrong="lossy", what=f"{mask_name} ({error})")
+    except Coloured as error:
+        return _Seen(wrong="colour", what=f"{mask_name} ({error})", colours=tuple(error.colours))
     except Exception as error:
         return _Seen(wrong="mask", what=f"{mask_name} ({why_unreadable(error)})")
-    if mask.shape != size:
-        sizes = f"{mask.shape[1]}x{mask.shape[0]} px, its image {size[1]}x{size[0]}"
-        return _Seen(wrong="size", what=f"{mask_name} ({sizes})")
-    values, counts = np.unique(mask, return_counts=True)
-    outside = [str(value) for value in values.tolist() if not coding.valid(value, num_classes)]
+    drawn = _drawn(stored, turn, mask)
+    if drawn is None:
+        size, own = orientation.shown(stored, turn), mask.labels.shape
+        sizes = f"{own[1]}x{own[0]} px, its image {size[1]}x{size[0]}"
+        return _Seen(wrong="size", what=f"{mask_name} ({sizes}{' as EXIF turns it' if turn != 1 else ''})")
+    values = _values(mask, num_classes)
+    outside = [coding.named(v) for v in values.counts if not coding.valid(v, num_classes)]
+    if len(coding.values) != 2:
+        outside += [coding.named(v) for v in values.bits if not coding.valid(v, num_classes)]
     if outside:
-        return _Seen(wrong="label", what=f"{mask_name} ({some(outside)})")
-    return _Seen(digest.digest(), dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        seen = look_at(mask.labels) if not mask.bits else values
+        return _Seen(wrong="label", what=f"{mask_name} ({some(outside)})", values=seen)
+    contrast = _contrast(raw, mask.labels, turn) if drawn == "either" else None
+    return _Seen(digest.digest(), values, drawn=drawn, turn=mask.turn if drawn == "own" else turn, contrast=contrast)
 
 
-def _size(raw: bytes) -> tuple[int, int]:
-    """Height and width of an image as it is meant to be seen; all of it is read."""
+def _values(mask: MaskFile, num_classes: int | None) -> Values:
+    if num_classes is None and not mask.bits:
+        found = look_at(mask.labels)
+        found.palettes = {value: {colour} for value, colour in mask.palette.items()}
+        return found
+    values, counts = np.unique(mask.labels, return_counts=True)
+    counted = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return Values(bits=counted) if mask.bits else Values(counted)
+
+
+def _drawn(stored: orientation.Size, turn: int, mask: MaskFile) -> str | None:
+    """How a mask lies on its image (see `_Seen`; "own": its own EXIF turns it); None: it has another size."""
+    size, own = orientation.shown(stored, turn), mask.labels.shape
+    if mask.turn != 1 and orientation.shown(own, mask.turn) == size:
+        return "own"
+    if turn == 1 or (own == size != stored):
+        return ("" if turn == 1 else "shown") if own == size else None
+    if own != stored:
+        return None
+    return "either" if own == size else "stored"
+
+
+def _size(raw: bytes) -> tuple[orientation.Size, int]:
+    """Height and width of an image as stored, and its orientation; all of it is read."""
     with Image.open(io.BytesIO(raw)) as image:
         width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        turn = orientation.orientation(image)
         image.draft(None, (max(1, width // _CHECKED_AT), max(1, height // _CHECKED_AT)))
         image.load()
-    return (width, height) if turned else (height, width)
+    return (height, width), turn
+
+
+def _contrast(raw: bytes, labels: np.ndarray, turn: int) -> float:
+    with Image.open(io.BytesIO(raw)) as image:
+        return orientation.contrast(np.asarray(image.convert("L")), labels, turn)
 
 
 def read_census(path: Path, stamp: str) -> Census | None:
@@ -163,11 +276,17 @@ def read_census(path: Path, stamp: str) -> Census | None:
         kept = files.read_json(path)
         if kept["stamp"] != stamp:
             return None
-        labels = {name: {int(k): int(n) for k, n in split.items()} for name, split in kept["labels"].items()}
-        return Census(labels, str(kept["fingerprint"]))
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # damaged: looked at again
+        labels, turns = (_by_split(kept[name]) for name in ("labels", "turns"))
+        given = kept["coding"]
+        coding = Coding(**{**given, **{name: tuple(given[name]) for name in ("values", "void")}})
+        return Census(labels, str(kept["fingerprint"]), coding, turns, tuple(map(str, kept["notes"])))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # damaged, or an older one's: looked at again
         return None
 
 
+def _by_split(kept: Mapping) -> dict[str, dict[int, int]]:
+    return {name: {int(k): int(n) for k, n in split.items()} for name, split in kept.items()}
+
+
 def write_census(path: Path, stamp: str, census: Census) -> None:
-    files.write_json(path, {"stamp": stamp, "fingerprint": census.fingerprint, "labels": census.labels})
+    files.write_json(path, {"stamp": stamp, **asdict(census)})

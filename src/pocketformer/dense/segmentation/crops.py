@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from pocketformer.architecture.design import Grid
 from pocketformer.dense.segmentation.folders import Pairs
-from pocketformer.dense.segmentation.labels import IGNORE, Coding, read_mask
+from pocketformer.dense.segmentation.labels import IGNORE, Coding
+from pocketformer.dense.segmentation.maskfiles import read_mask
 from pocketformer.errors import UserError, WorkError
 from pocketformer.training.decoding import upright, why_unreadable
 from pocketformer.training.orders import WHOLE, Order, Places, Share
@@ -150,7 +151,7 @@ def read_pair(pairs: Pairs, row: int, coding: Coding) -> tuple[Image.Image, np.n
         with Image.open(pairs.root / name) as image:
             found = upright(image)
         name = pairs.masks[row]
-        return found, coding.classes(read_mask(pairs.root / name))
+        return found, coding.classes(read_mask(pairs.root / name, coding, pairs.turns.get(row, 1)))
     except (UserError, WorkError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like

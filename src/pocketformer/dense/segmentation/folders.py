@@ -1,39 +1,43 @@
-"""Images and their masks in folders, by the layouts of ADE20K and CamVid."""
+"""Images and their masks in folders, by the layouts of ADE20K and CamVid and those that are like them."""
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from pocketformer.dense.segmentation.labels import Coding, read_classes
+from pocketformer.dense.segmentation.labels import Coding
+from pocketformer.dense.segmentation.lists import read_classes
+from pocketformer.dense.segmentation.pairing import paired
 from pocketformer.errors import UserError
 from pocketformer.training.sources import some, stamp_of
 
-# Of each layout and split, the folders of images and of masks.
-LAYOUTS = {
-    "ADE20K": {
-        "train": ("images/training", "annotations/training"),
-        "val": ("images/validation", "annotations/validation"),
-        "test": ("images/test", "annotations/test"),
-    },
-    "CamVid": {
-        "train": ("train", "trainannot"),
-        "val": ("val", "valannot"),
-        "test": ("test", "testannot"),
-    },
-}
+LAYOUTS = (
+    "ADE20K: images/training with annotations/training, images/validation with annotations/validation, images/test "
+    "with annotations/test; CamVid: train with trainannot, val with valannot, test with testannot (val and test if "
+    "any); train/images with train/masks; or NAME and NAME_mask in train"
+)
+# What splits, and folders of images and masks in them, may be called, in any case.
+_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
+_IMAGES = ("images", "image", "imgs", "img")
+_MASKS = ("annotations", "annotation", "annot", "masks", "mask", "labels", "label", "segmentation", "gt")
+_MASK_NAME = re.compile(r"(?:^|[_\-. ])(?:masks?|labels?|seg|segmentation|annotation|gt|groundtruth)$", re.IGNORECASE)
+_PASSED_OVER = (".", "@", "__MACOSX")  # folders of systems begin so
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A split: files below `root`, each mask that of the image in its place. `where`: the folders."""
+    """A split: files below `root`, each mask that of the image in its place. `where`: the folders. `turns`: of rows
+    whose masks are turned as they are read, by which orientation of EXIF."""
 
     name: str
     root: Path
     where: tuple[str, str]
     images: tuple[str, ...]
     masks: tuple[str, ...]
+    turns: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,6 +54,10 @@ class Folder:
     coding: Coding
     stamp: str
     notes: tuple[str, ...] = ()
+
+    def refuse_without_training(self) -> None:
+        if "train" not in self.splits:
+            raise UserError(f"{self.source}: no training images with masks; known layouts are {LAYOUTS}")
 
     @property
     def judged(self) -> Pairs:
@@ -69,50 +77,100 @@ def find_masks(source: str, coding: Coding, classes: str | None = None) -> Folde
     root = Path(source)
     if not root.is_dir():
         raise UserError(f"{source}: no such folder")
-    layout = next((found for found in LAYOUTS.values() if _has(root, found["train"])), None)
-    if layout is None:
-        known = "; ".join(
-            f"{name}: {', '.join(f'{images} with {masks}' for images, masks in splits.values())}"
-            for name, splits in LAYOUTS.items()
-        )
-        raise UserError(f"{source}: no training images with masks; known layouts are {known} (val and test if any)")
+    folders = _folders(root)
     splits, notes = {}, []
-    for name, where in layout.items():
-        if _has(root, where):
-            splits[name] = _paired(source, name, root, where)
-        elif (root / where[0]).is_dir():
-            notes.append(f"{where[0]}/ of {source} was not read, as there is no {where[1]}/")
+    for name in _SPLITS:
+        images, masks, usual = _place(source, root, folders, name)
+        if masks is not None:
+            splits[name], note = _paired(source, name, root, (images, masks))
+            notes += [note] if note else []
+        elif images is not None:
+            notes.append(f"{images}/ of {source} was not read, as there is no {usual}/")
+    if not splits:
+        raise UserError(f"{source}: no images with masks; known layouts are {LAYOUTS}")
     file = Path(classes) if classes is not None else root / "classes.txt"
-    names = read_classes(file, coding) if classes is not None or file.is_file() else None
+    names = None
+    if classes is not None or file.is_file():
+        names, coding = read_classes(file, coding)
+        if coding.values:
+            shown = [f"{coding.named(label)} {name}" for label, name in zip(coding.values, names, strict=True)]
+            notes.append(f"labels by {file}: {some(shown, 4)}")
     paths = [name for split in splits.values() for name in (*split.images, *split.masks)]
     stamp = stamp_of([str(root / path) for path in paths], repr(coding), repr(names))
     return Folder(source, splits, names, coding, stamp, tuple(notes))
 
 
-def _has(root: Path, where: tuple[str, str]) -> bool:
-    return all((root / part).is_dir() for part in where)
+def _folders(root: Path) -> dict[str, str]:
+    """Folders in it and in those, by their paths in small letters."""
+    found = {}
+    for folder in _inside(root):
+        found.setdefault(folder.casefold(), folder)
+        for name in _inside(root / folder):
+            found.setdefault(f"{folder}/{name}".casefold(), f"{folder}/{name}")
+    return found
 
 
-def _paired(source: str, name: str, root: Path, where: tuple[str, str]) -> Pairs:
+def _inside(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(_PASSED_OVER))
+
+
+def _place(source: str, root: Path, folders: Mapping[str, str], split: str) -> tuple[str | None, str | None, str]:
+    """Folders of a split's images and masks; of images alone, and what that of their masks usually is; or of none."""
+    alone: tuple[str | None, str | None, str] = (None, None, "")
+    for images, masks in _candidates(split):
+        if images not in folders:
+            continue
+        there = [folders[name] for name in masks if name in folders]
+        if len(there) > 1:
+            raise UserError(f"{source}: which masks are meant, those in {'/ or '.join(there)}/? Leave but one of them")
+        if there:
+            return folders[images], there[0], ""
+        if any(_MASK_NAME.search(stem) for stem in _files(source, root / folders[images])):
+            return folders[images], folders[images], ""
+        alone = alone if alone[0] else (folders[images], None, masks[0])
+    return alone
+
+
+def _candidates(split: str) -> Iterator[tuple[str, list[str]]]:
+    """Folder of images, and what that of their masks may be called."""
+    for word in _SPLITS[split]:
+        for kind in _IMAGES:
+            yield f"{kind}/{word}", [f"{masks}/{word}" for masks in _MASKS]
+            yield f"{word}/{kind}", [f"{word}/{masks}" for masks in _MASKS]
+        yield word, [f"{word}{join}{masks}" for masks in ("annot", *_MASKS[:2], *_MASKS[3:]) for join in ("", "_", "-")]
+    if split == "train":
+        yield from ((kind, list(_MASKS)) for kind in _IMAGES)
+
+
+def _paired(source: str, name: str, root: Path, where: tuple[str, str]) -> tuple[Pairs, str]:
+    """The split, and a note if names are not simply the same."""
     images, masks = (_files(source, root / part) for part in where)
+    if where[0] == where[1]:
+        images = {stem: file for stem, file in images.items() if not _MASK_NAME.search(stem)}
+        masks = {stem: file for stem, file in masks.items() if stem not in images}
     if not images:
         raise UserError(f"{source}: {where[0]}/ is empty, no images to {'learn from' if name == 'train' else 'judge'}")
-    for kind, there, other in (("images", images, masks), ("masks", masks, images)):
-        if alone := [there[stem] for stem in there if stem not in other]:
+    pairs = paired(images, masks)
+    for kind, there, used in (("images", images, set(pairs)), ("masks", masks, set(pairs.values()))):
+        if alone := [there[stem] for stem in there if stem not in used]:
             have, miss = where if kind == "images" else where[::-1]
             what = "mask" if kind == "images" else "image"
             raise UserError(
                 f"{source}: {len(alone)} of {len(there)} {kind} in {have}/ have no {what} of their name in {miss}/: "
                 f"{some(sorted(alone))}"
             )
-    stems = sorted(images)
-    return Pairs(
-        name,
-        root,
-        where,
+    stems = sorted(pairs)
+    note = ""
+    if other := [stem for stem in stems if stem != pairs[stem]]:
+        note = (
+            f"masks of {name} are told by more than equal names: {images[other[0]]} has {masks[pairs[other[0]]]}, and "
+            "so on"
+        )
+    found = (
         tuple(f"{where[0]}/{images[stem]}" for stem in stems),
-        tuple(f"{where[1]}/{masks[stem]}" for stem in stems),
+        tuple(f"{where[1]}/{masks[pairs[stem]]}" for stem in stems),
     )
+    return Pairs(name, root, where, *found), note
 
 
 def _files(source: str, folder: Path) -> dict[str, str]:
@@ -121,7 +179,7 @@ def _files(source: str, folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     twice: list[str] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(f for f in folders if not f.startswith(_PASSED_OVER))
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
             if name.startswith(".") or suffix.lower() not in suffixes:

@@ -1,70 +1,92 @@
-"""Masks of labels: how files write them, and the classes that they stand for."""
+"""Which labels of masks stand for which classes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
-
-from pocketformer.errors import UserError
 
 IGNORE = -1  # the class of pixels that are not learned from, nor judged
-_ONE_CHANNEL = ("1", "L", "P")  # and 16 or 32 bit, whose modes begin with I
+_USUAL = 255
+_LARGEST = 65535  # label that can be written back as an image
 
 
 @dataclass(frozen=True)
 class Coding:
-    """Of masks: label `ignore_index` has no class; with `reduce_zero_label` neither has 0, and label k is class k - 1
-    (ADE20K's masks)."""
+    """Of masks: label `ignore_index` (None: 255, unless the masks are of 0 and 255 alone) has no class; with
+    `reduce_zero_label` neither has 0, and label k is class k - 1 (ADE20K's masks).
 
-    ignore_index: int = 255
+    With `values` the i-th of these labels is class i, and those of `void` have none. `colours`: labels are colours,
+    red * 65536 + green * 256 + blue. `rounded`: a label counts as the nearest of `values`.
+    """
+
+    ignore_index: int | None = None
     reduce_zero_label: bool = False
+    values: tuple[int, ...] = ()
+    void: tuple[int, ...] = ()
+    colours: bool = False
+    rounded: bool = False
+
+    @property
+    def ignored(self) -> int:
+        return _USUAL if self.ignore_index is None else self.ignore_index
 
     def classes(self, mask: np.ndarray) -> np.ndarray:
         """Labels int32 to classes int16, or `IGNORE`."""
+        if self.values:
+            known = np.array(self.values)
+            order = np.argsort(known)
+            if self.rounded:
+                bounds = (known[order][1:] + known[order][:-1] + 1) // 2
+                return order[np.searchsorted(bounds, mask, side="right")].astype(np.int16)
+            place = order[np.searchsorted(known[order], mask).clip(max=len(known) - 1)]
+            return np.where(known[place] == mask, place, IGNORE).astype(np.int16)
         found = mask.astype(np.int16) - np.int16(self.reduce_zero_label)
-        found[mask == self.ignore_index] = IGNORE
+        found[mask == self.ignored] = IGNORE
         return found
 
     def labels(self, classes: np.ndarray) -> np.ndarray:
         """Classes to the labels that masks have for them."""
-        return classes + int(self.reduce_zero_label)
+        return np.array(self.values)[classes] if self.values else classes + int(self.reduce_zero_label)
 
     def valid(self, label: int, num_classes: int | None) -> bool:
         """Whether masks may have the label; of an unknown number of classes, any that is not negative."""
-        if label == self.ignore_index or (label == 0 and self.reduce_zero_label):
+        if self.colours or self.void:
+            return label in self.values or label in self.void
+        if self.rounded:
+            return min(self.values) <= label <= max(self.values)
+        if label == self.ignored or (label == 0 and self.reduce_zero_label):
             return True
-        most = np.iinfo(np.int16).max if num_classes is None else num_classes
+        if self.values:
+            return label in self.values
+        most = _LARGEST + 1 if num_classes is None else num_classes
         return 0 <= label - self.reduce_zero_label < most
 
+    def known(self, num_classes: int) -> str:
+        """The labels that masks may have, for a message."""
+        if self.values:
+            names = [self.named(label) for label in self.values[:8]] + ["…"] * (len(self.values) > 8)
+            void = [self.named(label) for label in self.void]
+            rest = void if self.colours or self.void else [str(self.ignored)] * (self.ignored not in self.values)
+            return ", ".join(names) + (f"; ignored: {' and '.join(rest)}" if rest else "")
+        first = int(self.reduce_zero_label)
+        zero = "0 and " if self.reduce_zero_label else ""
+        return f"{first} to {first + num_classes - 1}; ignored: {zero}{self.ignored}"
 
-def read_mask(path: str | Path | BinaryIO) -> np.ndarray:
-    """Labels int32 (H, W). Raises `ValueError` for what is no map of labels, and what Pillow does."""
-    with Image.open(path) as image:
-        if image.mode not in _ONE_CHANNEL and not image.mode.startswith("I"):
-            raise ValueError(f"in colour (mode {image.mode}), not one label a pixel")
-        return np.asarray(image).astype(np.int32)
+    def named(self, label: int) -> str:
+        return colour_text(label) if self.colours else str(label)
 
 
-def read_classes(path: Path, coding: Coding) -> tuple[str, ...]:
-    """Names of classes, one a line, in the order of their labels. A last one that is of the ignored label is left
-    out. Raises `UserError` in one line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class names {path} cannot be read: {getattr(error, 'strerror', 'not UTF-8')}") from None
-    names = [line.strip() for line in lines if line.strip()]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"class names {path}: {', '.join(twice[:3])} more than once")
-    if not names:
-        raise UserError(f"class names {path}: the file is empty; write one name a line")
-    ignored = coding.ignore_index - coding.reduce_zero_label
-    if ignored == len(names) - 1:
-        names.pop()
-    elif 0 <= ignored < len(names):
-        raise UserError(
-            f"class names {path}: label {coding.ignore_index} is {names[ignored]!r} there, but it is the ignored one; "
-            "only the last class can be ignored (or label 0, by --reduce-zero-label and without its name)"
-        )
-    return tuple(names)
+def colour_text(label: int) -> str:
+    return f"({label >> 16}, {label >> 8 & 255}, {label & 255})"
+
+
+def ranges(labels: Iterable[int]) -> str:
+    """Whole numbers in order, neighbours drawn together: "0, 1, 5 to 9"."""
+    runs: list[list[int]] = []
+    for label in sorted(labels):
+        if runs and label == runs[-1][1] + 1:
+            runs[-1][1] = label
+        else:
+            runs.append([label, label])
+    texts = [str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a} to {b}" for a, b in runs]
+    return ", ".join(texts[:8]) + (", …" if len(texts) > 8 else "")

@@ -1,0 +1,68 @@
+"""Images and masks under other names than the layouts' own are found, by a rule, or it is said what is missing."""
+
+from pathlib import Path
+
+import pytest
+
+import shapes
+from mask_sets import train
+from pocketformer.dense.segmentation.folders import find_masks
+from pocketformer.dense.segmentation.labels import Coding
+from pocketformer.dense.segmentation.pairing import paired
+
+
+def arranged(folder: Path, places: dict[str, str], name=lambda stem: stem, image=lambda stem: stem) -> Path:
+    """A set in which parts of `shapes.write` lie elsewhere; `name`: of a mask, `image`: of an image."""
+    shapes.write(folder / "before", {"train": 3, "val": 2})
+    for part, place in places.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for path in (folder / "before" / part).iterdir():
+            called = (name if part.endswith("annot") else image)(path.stem)
+            path.rename(folder / place / f"{called}{path.suffix}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("places", "name", "image"),
+    [
+        (("train/images", "train/masks", "valid/images", "valid/masks"), "{}_mask", "{}"),
+        (("Images/Train", "Masks/Train", "Images/Val", "Masks/Val"), "{}_L", "{}"),
+        (("train", "train_labels", "val", "val_labels"), "{}_gtFine_labelIds", "{}_leftImg8bit"),
+        (("train", "train", "val", "val"), "{}_mask", "{}"),
+        (("training/imgs", "training/gt", "validation/imgs", "validation/gt"), "mask_{}", "IMG_{}"),
+        (("train", "trainannot", "val", "valannot"), "frame_{}", "FRAME_{}"),
+    ],
+)
+def test_other_names(places, name, image, tmp_path):
+    parts = ("train", "trainannot", "val", "valannot")
+    folder = arranged(tmp_path / "data", dict(zip(parts, places, strict=True)), name.format, image.format)
+    found = find_masks(str(folder), Coding())
+    assert {split: len(pairs) for split, pairs in found.splits.items()} == {"train": 3, "val": 2}
+    for pairs in found.splits.values():
+        for image_file, mask in zip(pairs.images, pairs.masks, strict=True):
+            digits = [[c for c in Path(file).stem if c.isdigit()][:2] for file in (image_file, mask)]
+            assert digits[0] == digits[1]
+            assert image_file != mask
+    assert len(found.notes) == (2 if name != image else 0)
+
+
+def test_images_and_masks_without_splits_are_for_training(tmp_path):
+    folder = arranged(tmp_path / "data", {"train": "images", "trainannot": "masks"})
+    answer = train(folder, tmp_path / "run")
+    assert answer.json()["split"] == "train"
+    assert "note: there is no val or test: the scores are of images that it has learned from" in answer.lines
+
+
+def test_what_is_missing_is_told(tmp_path):
+    folder = arranged(tmp_path / "data", {"train": "train/images", "trainannot": "train/masks"}, "{}_mask".format)
+    (folder / "train/masks/01_mask.png").unlink()
+    train(folder, tmp_path / "run").fails(2, "1 of 3 images in train/images/ have no mask of their name", "01.png")
+    (folder / "train/labels").mkdir()
+    train(folder, tmp_path / "run").fails(2, "which masks are meant, those in train/masks/ or train/labels/?")
+
+
+def test_names_pair_by_the_first_rule_that_fits_all():
+    assert paired(["img1", "img10"], ["img1_m", "img10_m"]) == {"img1": "img1_m", "img10": "img10_m"}
+    assert paired(["a", "b"], ["a", "b", "a_mask"]) == {"a": "a", "b": "b"}
+    assert paired(["a/1", "b/1"], ["a/m1", "b/m1"]) == {"a/1": "a/m1", "b/1": "b/m1"}
+    assert paired(["a"], ["b"]) == {}
