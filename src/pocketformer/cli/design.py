@@ -57,6 +57,7 @@ def design(
         typer.Option(metavar="X", callback=options.above_zero, help="Epochs of the final training. [default: 30]"),
     ] = None,
     batch_size: options.BatchSize = None,
+    balance: options.Balance = None,
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Train the found network anew, without the supernet's weights."),
@@ -103,11 +104,12 @@ def design(
         alphas=goals.alphas(alpha),
         form=form,
         seed=seed,
-        supernet=options.changed(Recipe.small_images(), epochs=epochs, batch_size=batch_size),
+        supernet=options.changed(Recipe.small_images(), epochs=epochs, batch_size=batch_size, balance=balance),
         final=options.changed(
             Recipe.small_images(learning_rate=2e-2 if from_scratch else 1e-2),
             epochs=final_epochs,
             batch_size=batch_size,
+            balance=balance,
         ),
         profile=ProfileSettings(threads=threads),
         latency=str(latency) if latency else None,

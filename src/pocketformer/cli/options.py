@@ -89,6 +89,30 @@ Device = Annotated[
         help="What the runtime runs on, where it has a choice. [default: the processor; tensorrt: the GPU]",
     ),
 ]
+Classifier = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="PATH",
+        help="Folder of `design` or `train`; an exported file, with the .json that was written beside it; or a file of "
+        "weights (official, timm's or ours) with its --architecture.",
+    ),
+]
+FileRuntime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=check_runtime,
+        help="Run the exported file (of the folder's exported/, or --file) on this runtime, such as onnxruntime. "
+        "[default: PyTorch; of a file, the one for its format]",
+    ),
+]
+ExportedFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="An exported file of the network at PATH, anywhere, that has no .json beside it."
+    ),
+]
 Workers = Annotated[int, typer.Option(metavar="N", min=0, help="Threads that decode images.")]
 BadImages = Annotated[
     str,
@@ -166,6 +190,15 @@ Epochs = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images a step. [default: the recipe's]")]
+Balance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|sampling|weights",
+        callback=one_of(lambda: ("none", "sampling", "weights")),
+        help="Where some classes have many more images than others: draw all classes equally often, or weigh the loss "
+        "by class. [default: the recipe's, none]",
+    ),
+]
 DropPath = Annotated[
     float | None, typer.Option(metavar="X", min=0, max=0.9, help="Stochastic depth: drop rate of the last block.")
 ]

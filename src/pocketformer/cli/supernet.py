@@ -74,6 +74,7 @@ def supernet(
     teacher: options.Teacher = None,
     distillation: training.Distillation = "hard",
     drop_path: options.DropPath = None,
+    balance: options.Balance = None,
     device: training.Device = "cpu",
     precision: training.Precision = "float32",
     accumulate: training.Accumulate = 1,
@@ -108,7 +109,7 @@ def supernet(
     found = supernet_run(
         options.pick_space(space, data),
         data,
-        training.recipe(recipe, set_, epochs=epochs, batch_size=batch_size, drop_path=drop_path),
+        training.recipe(recipe, set_, epochs=epochs, batch_size=batch_size, drop_path=drop_path, balance=balance),
         out,
         sampling=Sampling(sampling, random, latency and str(latency), max_latency),
         plain=plain,

@@ -16,6 +16,7 @@ from pocketformer.runs import Run, check_folder, held, read_config, seconds_by_s
 from pocketformer.supernet import Supernet
 from pocketformer.supernet.inheritance import inherit_norms
 from pocketformer.supernet.sampling import LargestAlone
+from pocketformer.training.balance import loss_weights
 from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
 from pocketformer.training.recipe import Recipe
@@ -155,7 +156,7 @@ def _train_alone(
         config["seed"],
         run.ledger,
         rule=LargestAlone(supernet.space),
-        targets=Labels(recipe.label_smoothing),
+        targets=Labels(recipe.label_smoothing, loss_weights(recipe.balance, data.fit, len(data.classes))),
         about=about,
         compute=asked.compute,
         workers=asked.workers,

@@ -20,7 +20,7 @@ from pocketformer.pipelines.baselines import random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.facts import classifier_facts
-from pocketformer.pipelines.images import open_images, record_images
+from pocketformer.pipelines.images import open_images, record_images, say_uneven
 from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, test_result
 from pocketformer.pipelines.profiling import profile_space, time_networks
 from pocketformer.pipelines.refusals import check_measured_here, check_table, refuse_small_budgets, refuse_unreachable
@@ -58,6 +58,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         settings.workers,
         group_by=settings.group_by,
     )
+    say_uneven(data, settings.final.balance)
     refuse_small_budgets(settings.space, settings.budgets, len(data.classes), settings.teacher is not None)
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))

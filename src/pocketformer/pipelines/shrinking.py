@@ -13,6 +13,7 @@ from pocketformer.runs import read_config
 from pocketformer.search.trajectory import path_to, points
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
+from pocketformer.training.balance import loss_weights
 from pocketformer.training.batches import Share, train_batches
 from pocketformer.training.engine import Job, train
 from pocketformer.training.mixing import Mixing
@@ -89,18 +90,21 @@ def shrink(searched: Searched, final: FinalTraining, folder: Path, steps: int) -
     supernet, done = searched.supernet, folder / "shrunk.safetensors"
     if not ranks.from_first(done.exists()):
         data, seed, workers = final.data, final.seed, final.workers
+        split = data.fit if final.validate else data.final
         batches = train_batches(
-            data.fit if final.validate else data.final,
+            split,
             final.recipe.batch_size,
             supernet.space.resolution,
             final.recipe.augmentation,
             seed,
             share=Share(ranks.rank(), ranks.count()),
             workers=workers,
+            balanced=final.recipe.balance == "sampling",
         )
         walk = Walk(searched.states, steps)
         recipe = replace(final.recipe, epochs=len(walk.states) * steps / batches.steps_per_epoch, freeze=0)
-        task = SandwichTask(supernet, walk, Labels(recipe.label_smoothing))
+        weights = loss_weights(recipe.balance, split, supernet.num_classes)
+        task = SandwichTask(supernet, walk, Labels(recipe.label_smoothing, weights))
         mix = Mixing(recipe, supernet.num_classes, seed) if recipe.mixes else None
         with stage("shrink step by step", len(walk.states) * steps) as progress:
             job = Job(folder / "shrinking", "shrink", final.ledger, progress, final.keep)

@@ -9,7 +9,7 @@ from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.architecture.results import space_costs
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import few, identity, open_images, record_images, say_unreadable
+from pocketformer.pipelines.images import few, identity, open_images, record_images, say_uneven, say_unreadable
 from pocketformer.pipelines.networks import as_result, recalibrated_score
 from pocketformer.pipelines.sampling import Choice, Sampling
 from pocketformer.pipelines.settings import stored_size
@@ -20,6 +20,7 @@ from pocketformer.supernet.channels import sort_channels
 from pocketformer.supernet.gumbel import Exploration
 from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich
 from pocketformer.training import checkpoint
+from pocketformer.training.balance import loss_weights
 from pocketformer.training.batches import Share, train_batches
 from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
@@ -67,9 +68,11 @@ def train_supernet(
         seed,
         share=Share(ranks.rank(), ranks.count()),
         workers=workers,
+        balanced=recipe.balance == "sampling",
     )
     compute = compute or Compute()
-    labels, steps = Labels(recipe.label_smoothing), planned_steps(batches, recipe)
+    weights = loss_weights(recipe.balance, data.fit, len(data.classes))
+    labels, steps = Labels(recipe.label_smoothing, weights), planned_steps(batches, recipe)
     if space.metapath:
         task = MetaPathTask(supernet, Exploration(steps, seed, choice.noise), targets or labels)
     else:
@@ -211,8 +214,10 @@ def supernet_run(
     images = open_images(
         source, stored_size(space), seed, bad_images, workers, as_they_are=as_they_are, group_by=group_by
     )
+    say_uneven(images, recipe.balance)
     rule = sampling.rule(space, len(images.classes), seed)
-    targets: Targets = Labels(recipe.label_smoothing)
+    weights = loss_weights(recipe.balance, images.fit, len(images.classes))
+    targets: Targets = Labels(recipe.label_smoothing, weights)
     if teacher is not None:
         guide = load_teacher(teacher, images.classes, space.resolution).to(compute.where)
         targets = Taught(targets, guide, distillation)

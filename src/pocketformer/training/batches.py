@@ -16,6 +16,7 @@ import torch
 
 from pocketformer.errors import UserError
 from pocketformer.training.augmentation import Augmentation
+from pocketformer.training.balance import labels_of
 from pocketformer.training.data import Split
 from pocketformer.training.orders import WHOLE, Order, Share
 from pocketformer.training.pixels import (
@@ -82,15 +83,16 @@ def train_batches(
     normalisation: Normalisation = OURS,
     share: Share = WHOLE,
     workers: int = 0,
+    balanced: bool = False,
 ) -> TrainingBatches:
     """`TrainBatches`, or `TransformedBatches` by `workers` processes where images are streamed or the augmentation
     asks for RandAugment or repeats. Arguments are theirs."""
     single = augmentation is not None and (split.streamed or augmentation.randaugment or augmentation.repeats > 1)
     if not single:
-        return TrainBatches(split, batch_size, size, augmentation, seed, normalisation, share)
+        return TrainBatches(split, batch_size, size, augmentation, seed, normalisation, share, balanced)
     from pocketformer.training.transformed import TransformedBatches  # brings in timm
 
-    return TransformedBatches(split, batch_size, size, augmentation, seed, normalisation, share, workers)
+    return TransformedBatches(split, batch_size, size, augmentation, seed, normalisation, share, workers, balanced)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,7 @@ class TrainBatches:
         seed: of order and augmentation.
         normalisation: of the images.
         share: the part of each batch to make.
+        balanced: draw all classes equally often (`balance.equal_shares`).
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class TrainBatches:
         seed: int,
         normalisation: Normalisation = OURS,
         share: Share = WHOLE,
+        balanced: bool = False,
     ):
         if len(split) == 0:
             raise UserError(f"the {split.name} split has no images")
@@ -139,7 +143,7 @@ class TrainBatches:
             raise UserError("RandAugment and repeats are made image by image: use train_batches")
         self.split, self.size, self.augmentation, self.seed = split, tuple(size), augmentation, seed
         self.normalisation = normalisation
-        self._order = Order(len(split), batch_size, seed, share=share)
+        self._order = Order(len(split), batch_size, seed, share=share, labels=labels_of(split) if balanced else None)
         self.batch_size, self.steps_per_epoch = self._order.batch_size, self._order.steps_per_epoch
         self._epoch: tuple[int, np.ndarray] | None = None  # a memo: number, draws
 
@@ -161,12 +165,12 @@ class TrainBatches:
 
     def plan(self, step: int) -> Plan:
         """The images of a step and what is to happen to them."""
-        epoch, rows, _ = self._order.at(step)
+        epoch, rows, copies = self._order.at(step)
         height, width = self.split.stored_size
         boxes = np.tile(np.array([0.0, 0.0, width, height]), (len(rows), 1))
         flips, holes = np.zeros(len(rows), bool), np.zeros((len(rows), 4))
         if self.augmentation is not None:
-            u = self._draws(epoch)[rows].T
+            u = self._draws(epoch)[rows if self._order.labels is None else copies].T
             boxes = _boxes(u[:4], height, width, self.augmentation.scale, self.augmentation.ratio)
             flips = (u[4] < 0.5) & self.augmentation.flip
             holes = _boxes(u[5:9], 1, 1, (0.02, 1 / 3), (0.3, 1 / 0.3))
@@ -174,7 +178,7 @@ class TrainBatches:
         return Plan(*map(torch.from_numpy, (rows, boxes, flips, holes)))
 
     def _draws(self, epoch: int) -> np.ndarray:
-        """Uniform numbers (N, draws) for each image of the split."""
+        """Uniform numbers (N, draws) for each image of the split, or each place in a balanced epoch."""
         if self._epoch is None or self._epoch[0] != epoch:
             n = len(self.split)
             words = random_words(n * _DRAWS, self.seed, epoch, _AUGMENT).reshape(n, _DRAWS)

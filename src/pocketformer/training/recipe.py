@@ -14,6 +14,7 @@ from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.architecture.published import published_drop_path
 from pocketformer.errors import UserError
+from pocketformer.training.balance import CHOICES
 from pocketformer.training.batches import Augmentation
 from pocketformer.training.entries import NOT_NEGATIVE, POSITIVE, SHARE, Entries, is_number
 
@@ -44,7 +45,8 @@ class Recipe(Entries):
     clip 0.01" is that one). `ema` is the decay of the weights' moving average, which is then what is evaluated and
     saved, 0: none. `drop_path` None: what the paper has for the published network, 0 for others. `repeats`: copies of
     an image in an epoch (repeated augmentation). `layer_decay` multiplies the rate from one layer to the one below;
-    `freeze` stages, and the stem with the first, do not learn.
+    `freeze` stages, and the stem with the first, do not learn. `balance`, where some classes have many more images than
+    others: "sampling" draws all classes equally often, "weights" weighs the loss of the labels by class.
     """
 
     epochs: float = 30
@@ -67,6 +69,7 @@ class Recipe(Entries):
     ema: float = 0.0
     layer_decay: float = 1.0
     freeze: int = 0
+    balance: str = "none"
     checkpoint_every: int = 50  # steps
 
     ranges: ClassVar = {
@@ -84,6 +87,8 @@ class Recipe(Entries):
         super().__post_init__()
         if not isinstance(self.flip, bool):
             raise UserError(f"recipe: flip must be true or false, not {self.flip!r}")
+        if self.balance not in CHOICES:
+            raise UserError(f"recipe: balance must be {', '.join(CHOICES[:-1])} or {CHOICES[-1]}, not {self.balance!r}")
         low_high = self.crop_scale
         if not isinstance(low_high, list | tuple) or len(low_high) != 2 or not all(map(is_number, low_high)):
             raise UserError(
@@ -175,6 +180,12 @@ class Recipe(Entries):
         if base is not None and (not isinstance(base, str) or base not in RECIPES):
             raise UserError(f"{where}: base {base!r} is no recipe; known: {', '.join(RECIPES)}")
         return cls.made(partial(cls.named, base) if base else cls, values, where)
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        if self.balance == "none":  # left out, as in the runs of before there was a choice
+            del values["balance"]
+        return values
 
     @property
     def augmentation(self) -> Augmentation:

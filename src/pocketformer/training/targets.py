@@ -13,15 +13,28 @@ Loss = Callable[[torch.Tensor], torch.Tensor]  # of logits (B, classes)
 
 
 class LabelLoss(nn.Module):
-    """Cross-entropy to labels; the targets of mixed images were smoothed where they were mixed."""
+    """Cross-entropy to labels; the targets of mixed images were smoothed where they were mixed.
 
-    def __init__(self, label_smoothing: float):
+    With `weights` (classes,) the mean over a batch of each image's loss times the weight of its class; of a mixed image
+    times the weights of its classes, in their shares. Not divided by the weights' sum, which differs between batches
+    and parts of them.
+    """
+
+    def __init__(self, label_smoothing: float, weights: torch.Tensor | None = None):
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.weights = label_smoothing, weights
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        mixed = targets.is_floating_point()
+        smoothing = 0.0 if mixed else self.label_smoothing
+        if self.weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        weights = self.weights.to(logits.device)
+        losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        if not mixed:
+            return (losses * weights[targets]).mean()
+        shares = (targets - self.label_smoothing / targets.shape[1]) / (1 - self.label_smoothing)  # unsmoothed
+        return (losses * (shares @ weights.to(shares.dtype))).mean()
 
 
 class Targets(Protocol):
@@ -38,8 +51,8 @@ class Labels:
 
     needs_largest = False
 
-    def __init__(self, label_smoothing: float = 0.0):
-        self._loss = LabelLoss(label_smoothing)
+    def __init__(self, label_smoothing: float = 0.0, weights: torch.Tensor | None = None):
+        self._loss = LabelLoss(label_smoothing, weights)
 
     def of(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
         return lambda logits: self._loss(logits, labels)

@@ -19,11 +19,11 @@ NEEDS_LARGEST = (
 
 
 class SingleTask:
-    """Cross-entropy of one network."""
+    """Cross-entropy of one network; `weights` of the classes (`LabelLoss`)."""
 
-    def __init__(self, model: nn.Module, label_smoothing: float = 0.0):
+    def __init__(self, model: nn.Module, label_smoothing: float = 0.0, weights: torch.Tensor | None = None):
         self.model = model
-        self._loss = LabelLoss(label_smoothing)
+        self._loss = LabelLoss(label_smoothing, weights)
 
     def run(self, images: torch.Tensor, targets: torch.Tensor, step: int, backward: Backward) -> Figures:
         logits = self.model(images)
@@ -38,11 +38,16 @@ class DistillationTask:
     probabilities (`soft`).
 
     The teacher sees the student's images, mixed or not, under its own normalisation (`pretrained_cfg`). It must be in
-    eval mode and on the model's device.
+    eval mode and on the model's device. `weights` of the classes are for the labels' half (`LabelLoss`).
     """
 
     def __init__(
-        self, model: Network, teacher: nn.Module | CachedTeacher, label_smoothing: float = 0.0, kind: str = "hard"
+        self,
+        model: Network,
+        teacher: nn.Module | CachedTeacher,
+        label_smoothing: float = 0.0,
+        kind: str = "hard",
+        weights: torch.Tensor | None = None,
     ):
         from timm.task import TokenDistillationTask
 
@@ -50,7 +55,7 @@ class DistillationTask:
         self._task = TokenDistillationTask(
             model,
             teacher,
-            criterion=LabelLoss(label_smoothing),
+            criterion=LabelLoss(label_smoothing, weights),
             distill_type=kind,
             task_loss_weight=0.5,
             device=next(model.parameters()).device,

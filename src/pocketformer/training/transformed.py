@@ -16,6 +16,7 @@ from torchvision.transforms import Compose, Normalize
 
 from pocketformer.errors import UserError, WorkError, first_line
 from pocketformer.training.augmentation import Augmentation
+from pocketformer.training.balance import labels_of
 from pocketformer.training.data import Split
 from pocketformer.training.orders import WHOLE, Order, Places, Share
 from pocketformer.training.pixels import OURS, Normalisation
@@ -39,6 +40,7 @@ class TransformedBatches:
         normalisation: of the images.
         share: the part of each batch to make.
         workers: processes that read and transform; 0: the calling one.
+        balanced: draw all classes equally often (`balance.equal_shares`).
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class TransformedBatches:
         normalisation: Normalisation = OURS,
         share: Share = WHOLE,
         workers: int = 0,
+        balanced: bool = False,
     ):
         if len(split) == 0:
             raise UserError(f"the {split.name} split has no images")
         self.split, self.size, self.workers = split, tuple(size), workers
-        self._order = Order(len(split), batch_size, seed, augmentation.repeats, share)
+        labels = labels_of(split) if balanced else None
+        self._order = Order(len(split), batch_size, seed, augmentation.repeats, share, labels)
         self.batch_size, self.steps_per_epoch = self._order.batch_size, self._order.steps_per_epoch
         self._samples = _Samples(split, self.size, transform(self.size, augmentation, normalisation), seed)
 
