@@ -342,7 +342,7 @@ def test_intervals():
     assert (low, high) == pytest.approx((0.7112, 0.8666), abs=1e-4)
     rng = np.random.default_rng(0)
     a, b = (torch.from_numpy(rng.random(500) < p) for p in (0.8, 0.7))
-    mean, half = paired_difference(Outcome(a, 0), Outcome(b, 0))
+    mean, half = paired_difference(*(Outcome(x.long(), torch.ones(500, dtype=torch.long), 0) for x in (a, b)))
     difference = a.double().numpy() - b.double().numpy()
     assert mean == pytest.approx(difference.mean())
     assert half == pytest.approx(1.96 * difference.std() / math.sqrt(500))

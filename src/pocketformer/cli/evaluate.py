@@ -1,5 +1,6 @@
-"""`evaluate`: accuracy on the test split."""
+"""`evaluate`: how good a network is, as a whole and class by class."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,50 +9,69 @@ from pocketformer.cli import options
 
 
 def evaluate(
-    checkpoint: Annotated[
+    checkpoint: options.Classifier,
+    data: Annotated[
         str,
         typer.Option(
-            metavar="PATH",
-            help="Folder of `design` or `train`, an exported file inside one, or a file of weights (official, timm's "
-            "or ours) with its --architecture.",
+            metavar="DATA",
+            help="Labelled images: a folder with one sub-folder a class, all of which is taken, or with splits, of "
+            "which test/ (else val/) is; 'embedded' (Fashion-MNIST); or a dataset name of timm.",
         ),
     ],
-    data: options.Data,
     architecture: options.ArchitectureFile = None,
-    runtime: Annotated[
-        str | None,
+    runtime: options.FileRuntime = None,
+    file: options.ExportedFile = None,
+    device: options.Device = None,
+    seed: Annotated[
+        int | None,
         typer.Option(
-            metavar="NAME",
-            callback=options.check_runtime,
-            help="Run the exported file on this runtime, such as onnxruntime. [default: PyTorch]",
+            metavar="N",
+            min=0,
+            help="Seed of the split, where DATA are the images of the training and no folders split them. [default: "
+            "the training's]",
         ),
     ] = None,
-    seed: options.Seed = 0,
     workers: options.Workers = 2,
     bad_images: options.BadImages = "refuse",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write all figures (.json), or a table of the classes (.csv)."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Measure accuracy on the test split.
+    """Measure how good a network is, as a whole and class by class.
 
-    In PyTorch, or through an exported file: of the folder's exported/, unless PATH is a file (of .pt2 files run
-    only your own: they can run code). The test split is val/ of the data; without val/, give the --seed of the
-    training, so that the same tenth is set aside. A file of official or timm's weights gets images normalised as
-    on ImageNet, and the data's classes in sorted order. Writes no files.
+    In PyTorch, or through an exported file (of .pt2 files run only your own: they can run code). Of a folder of
+    classes all images are judged, matched by the names of the classes, of which some may be missing. Where they are
+    the images of the training, those that it set aside for the test are, and what the network has learned from is
+    told. Prints accuracy, balanced accuracy, the worst classes and the pairs that are confused most; --json and
+    --out give all of it, with the confusion matrix.
+
+    A file of official or timm's weights gets images normalised as on ImageNet, and the data's classes in sorted
+    order.
 
     \b
     Examples:
       pocketformer evaluate --checkpoint runs/mine --data photos
-      pocketformer evaluate --checkpoint runs/mine --data photos --runtime onnxruntime
+      pocketformer evaluate --checkpoint model.onnx --data new-photos --out figures.json
+      pocketformer evaluate --checkpoint runs/mine --data photos --runtime openvino --file model.xml
       pocketformer evaluate --checkpoint s0.pth --architecture efficientformerv2_s0 --data imagenet
     """
+    from pocketformer.cli import class_text
     from pocketformer.cli.summary import percent
     from pocketformer.pipelines.evaluations import evaluate_checkpoint
 
-    found = evaluate_checkpoint(checkpoint, architecture, data, runtime, seed, bad_images, workers)
+    class_text.check(out)
+    found = evaluate_checkpoint(
+        checkpoint, architecture, data, runtime, seed, bad_images, workers, file and str(file), device
+    )
+    if out is not None:
+        class_text.write(found, out)
     if json:
         options.print_json(found)
         return
     print(
-        f"accuracy {percent(found)} on test ({found['correct']} of {found['images']} images, "
+        f"accuracy {percent(found)} on {found['source']} ({found['correct']:,} of {found['images']:,} images, "
         f"95 % interval), {found['runtime']}"
     )
+    print(class_text.told(found))

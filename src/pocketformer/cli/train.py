@@ -61,6 +61,7 @@ def train(
         typer.Option(metavar="X", callback=options.above_zero, help="Peak rate for a batch of 1024."),
     ] = None,
     drop_path: options.DropPath = None,
+    balance: options.Balance = None,
     validate: Annotated[
         bool,
         typer.Option(
@@ -100,6 +101,7 @@ def train(
       torchrun --nproc-per-node 8 -m pocketformer train --architecture efficientformerv2_s1 \\
         --data imagenet --teacher regnety_160 --device cuda --precision bfloat16 --out runs/s1
     """
+    from pocketformer.cli import class_text
     from pocketformer.cli.summary import percent
     from pocketformer.pipelines.trainings import TrainSettings, default_recipe, train_network
 
@@ -110,6 +112,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         drop_path=drop_path,
+        balance=balance,
     )
     settings = TrainSettings(
         architecture,
@@ -134,5 +137,5 @@ def train(
     else:
         print(
             f"{out}: {result['parameters']:,} parameters, accuracy {percent(result['test'])} on test "
-            f"({result['test']['images']} images, 95 % interval)"
+            f"({result['test']['images']} images, 95 % interval)\n{class_text.balanced(result['test'])}"
         )

@@ -1,85 +1,105 @@
-"""`evaluate` on its own: accuracy on the test split, in PyTorch or through an exported file."""
+"""`evaluate` on its own: how good a network is on labelled images, in PyTorch or through an exported file."""
 
-from pathlib import Path
+import unicodedata
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from pocketformer.deploy import SUFFIXES, format_by_name, runtime_of
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import few, open_images, say_unreadable, split_otherwise
-from pocketformer.pipelines.networks import as_result, test_result
-from pocketformer.pipelines.trained import is_weights_alone, learned_from, load_trained
+from pocketformer.pipelines.classifiers import Classifier, open_classifier
+from pocketformer.pipelines.images import (
+    count_learned,
+    few,
+    open_images,
+    open_labelled_images,
+    say_unreadable,
+    split_otherwise,
+)
+from pocketformer.pipelines.networks import as_result, figures_of
+from pocketformer.pipelines.trained import learned_from, run_above, run_folder
 from pocketformer.progress import say
-from pocketformer.runtimes import runtime
-from pocketformer.runtimes.sessions import Sessions
-from pocketformer.training.batches import normalisation_of
-from pocketformer.training.data import Data
-from pocketformer.training.depths import Depth
+from pocketformer.training.data import Data, Split
 from pocketformer.training.evaluation import evaluate
+
+_BATCH = 64  # of files
 
 
 def evaluate_checkpoint(
     path: str,
     architecture: str | None,
     source: str,
-    runtime_name: str | None,
-    seed: int,
-    bad_images: str,
-    workers: int,
+    runtime_name: str | None = None,
+    seed: int | None = None,
+    bad_images: str = "refuse",
+    workers: int = 2,
+    file: str | None = None,
+    device: str | None = None,
 ) -> dict:
-    """Accuracy on the test split of a trained folder, in PyTorch, or of an exported file on its runtime."""
-    target = Path(path)
-    format = format_by_name(target)
-    if format is not None and runtime_name is None:
-        runtime_name = runtime_of(format)
-        if runtime_name is None:
-            raise UserError(f"{path}: no runtime here can run {format} files")
-    folder = target.parent if format is not None or target.suffix == ".safetensors" else target
-    if folder.name == "exported":
-        folder = folder.parent
-    if format is not None and not (folder / "config.json").is_file():
-        raise UserError(f"{path} is in no trained folder: its classes and image size (config.json) are not known")
-    alone = is_weights_alone(target)
-    if alone and runtime_name is not None:
-        raise UserError(f"{path} holds weights alone: `export` it, and give the folder of a training here")
-    model, config = load_trained(target if alone else folder, architecture)
-    file = None if runtime_name is None else _exported(target, folder, format, runtime_name)
-    size = tuple(config["data"].get("stored_size", model.resolution))
-    known = {"group_by": config["data"].get("group_by"), "depth": Depth.of_record(config["data"])}
-    data = open_images(source, size, seed, bad_images, workers, uses_search=False, **known)
-    if alone:
-        if len(data.classes) != model.num_classes:
-            raise UserError(f"{path} knows {model.num_classes} classes, but the data has {len(data.classes)}")
-        say(f"note: {path} names no classes; the data's are taken in sorted order")
-    elif list(data.classes) != config["classes"]:
-        raise UserError(f"{path} knows the classes {few(config['classes'])}, but the data has {few(data.classes)}")
-    _warn_of_trained_images(target if alone else folder, data)
-    if file is None:
-        result = test_result(model, data, workers)[1]
+    """How good the network at `path` (as `open_classifier` takes it) is on the images of a source, as plain data:
+    accuracy and what `class_figures` gives. `seed`: of the split, where the images are those of the training and
+    nothing else splits them; None: the training's."""
+    with open_classifier(path, architecture, runtime_name, file, device) as network:
+        data = _images(network, source, seed, bad_images, workers)
+        split = _labelled_as(network, data.test, data.classes)
+        images = {"size": network.size, "normalisation": network.normalisation, "workers": workers}
+        if network.runtime != "torch":
+            images["batch_size"] = _BATCH
+        outcome = evaluate(network.forward, split, **images)
         say_unreadable(data)
-        return {**result, "runtime": "torch"}
-    with Sessions(runtime_name) as sessions:
-        shape = sessions.load(str(file), file)
-        if shape != (1, 3, *model.resolution):
-            raise UserError(f"{file} takes inputs of shape {shape}; this network's are {(1, 3, *model.resolution)}")
-        forward = lambda x: torch.from_numpy(sessions.run(str(file), x.numpy()))  # noqa: E731
-        outcome = evaluate(forward, data.test, model.resolution, 64, normalisation_of(model))
-    return {**as_result(outcome), "runtime": runtime_name}
+        figures = figures_of(outcome, network.classes or data.classes)
+        return {**as_result(outcome), "source": data.source, **figures, "runtime": network.runtime}
 
 
-def _exported(target: Path, folder: Path, format: str | None, runtime_name: str) -> Path:
-    """The file to run: the one named, or the folder's own in the runtime's format."""
-    wanted = runtime(runtime_name).FORMAT
-    if format not in (None, wanted):
-        raise UserError(f"{target} is a file of format {format}, but {runtime_name} runs {wanted}")
-    file = target if format is not None else folder / "exported" / f"model{SUFFIXES[wanted]}"
-    if not file.exists():
-        raise UserError(f"no exported file at {file}; run `export` first, or give its path as --checkpoint")
-    return file
+def _images(network: Classifier, source: str, seed: int | None, bad_images: str, workers: int) -> Data:
+    """The images to judge by, as the test split: all that a folder holds, or its own test split; but where the network
+    was trained on these very images, and no folders split them, those that its training set aside."""
+    data = open_labelled_images(source, network.classes, network.stored_size, bad_images, workers, network.depth)
+    known = learned_from(network.weights)
+    fingerprints = {network.fingerprint, *((known[0]["fingerprint"],) if known else ())}
+    listed = known[0].get("listed", {}).get("fingerprint") if known else None
+    if data.fingerprint in fingerprints or (listed and listed == data.listed.get("fingerprint")):
+        own, groups = (known[1], run_above(network.weights)["settings"].get("group_by")) if known else (0, None)
+        seed = own if seed is None else seed
+        by = "" if known else f" by --seed {seed}: it must be the training's"
+        say(f"note: the network was trained on these images: it is judged on the test split that was set aside{by}")
+        how = {"uses_search": False, "group_by": groups, "depth": network.depth}
+        data = open_images(source, network.stored_size, seed, bad_images, workers, **how)
+        if known and split_otherwise(known[0], data)[1]:
+            say("warning: this network was trained with another --seed, on some of the images it is tested on here")
+        return data
+    seen = count_learned(run_folder(network.weights), data)
+    if seen:
+        say(f"warning: the network learned from {seen:,} of these {len(data.test):,} images")
+    return data
 
 
-def _warn_of_trained_images(weights: Path, data: Data) -> None:
-    """The same images split otherwise: some that are tested on were trained on."""
-    known = learned_from(weights)
-    if known is not None and split_otherwise(known[0], data)[1]:
-        say("warning: this network was trained with another --seed, on some of the images it is tested on here")
+def _labelled_as(network: Classifier, split: Split, classes: Sequence[str]) -> Split:
+    """The split with the network's numbers for its classes, which are matched by name."""
+    if network.classes is None:
+        if len(classes) != network.num_classes:
+            raise UserError(f"{network.name} knows {network.num_classes} classes, but the data has {len(classes)}")
+        say(f"note: {network.name} names no classes; the data's are taken in sorted order")
+        return split
+    known = {_normal(name): number for number, name in enumerate(network.classes)}
+    if unknown := [name for name in classes if _normal(name) not in known]:
+        raise UserError(
+            f"{network.name} knows the classes {few(network.classes)}; it cannot be judged on {few(unknown)}"
+        )
+    if len(classes) < len(known):
+        say(
+            f"note: these are {len(classes)} of the network's {len(known)} classes ({few(classes)}); an answer of "
+            "another one counts as wrong"
+        )
+    numbers = np.array([known[_normal(name)] for name in classes])
+    if np.array_equal(numbers, np.arange(len(known))):
+        return split
+    labels = split.labels.numpy()
+    return Split(
+        split.name, split.images, torch.from_numpy(np.where(labels < 0, labels, numbers[labels])), split.indices
+    )
+
+
+def _normal(name: str) -> str:
+    """One form for what reads the same: file systems write accents in two."""
+    return unicodedata.normalize("NFC", name)

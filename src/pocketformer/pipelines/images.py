@@ -3,19 +3,23 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from pocketformer import ranks
+from pocketformer import files, ranks
 from pocketformer.errors import UserError
 from pocketformer.progress import say, stage
 from pocketformer.runs import Run, read_config
+from pocketformer.training.balance import labels_of, uneven
 from pocketformer.training.colours import UNKNOWN, Seen, see
-from pocketformer.training.data import Data, open_data, streams
+from pocketformer.training.data import Data, open_data, open_labelled, streams
 from pocketformer.training.depths import Depth
 from pocketformer.training.opening import open_image, why_unreadable
 from pocketformer.training.remarks import Remarks, is_plain
 from pocketformer.training.sources import find, some
 from pocketformer.training.trees import image_endings
+
+LEARNED = "learned.npy"  # in a run's folder
 
 
 def open_images(
@@ -57,6 +61,23 @@ def open_images(
     return data
 
 
+def open_labelled_images(
+    source: str,
+    classes: Sequence[str] | None,
+    size: tuple[int, int],
+    bad_images: str,
+    workers: int,
+    depth: Depth = UNKNOWN,
+) -> Data:
+    """`open_labelled` with a progress bar; says what is worth saying."""
+    options = {"size": size, "bad_images": bad_images, "workers": workers, "check": ranks.first(), "depth": depth}
+    with stage("read the images") as progress:
+        update = lambda done, total: progress.update(done, total=total)  # noqa: E731
+        data = open_labelled(source, classes, **options, progress=update)
+    tell_of(data, uses_search=False)
+    return data
+
+
 def tell_of(data: Data, uses_search: bool = True) -> None:
     """Says what is worth saying of images that were opened: notes, and how many classes and images there are."""
     for note in data.notes:
@@ -65,6 +86,18 @@ def tell_of(data: Data, uses_search: bool = True) -> None:
     for warning in data.warnings:
         say(f"warning: {warning}")
     say(data.summary())
+
+
+def say_uneven(data: Data, balance: str) -> None:
+    """Tells of classes with many more images than others, where a training does nothing about them."""
+    counts = np.bincount(labels_of(data.final), minlength=len(data.classes))
+    if balance != "none" or not uneven(counts):
+        return
+    most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max()).argmin())
+    say(
+        f"note: uneven classes: {data.classes[most]} has {counts[most]:,} images to learn from, {data.classes[least]} "
+        f"{counts[least]:,}; --balance sampling (or weights) makes all classes count alike"
+    )
 
 
 def few(names: Sequence[str]) -> str:
@@ -84,8 +117,27 @@ def record_images(run: Run, data: Data) -> None:
     """What the run learns from, or is scored on. Resumed it must find the same, which may have other names by then."""
     run.record(data_fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
     run.record(test_fingerprint=data.test_fingerprint)
+    keep_learned(run.path, data)
     if ranks.first() and "listed" not in read_config(run.path)["facts"]:
         run.record(listed=dict(data.listed))
+
+
+def keep_learned(folder: Path, data: Data) -> None:
+    """Keeps a hash of each image that a run learns from (fit and search), so that it is known again in any folder."""
+    if ranks.first() and data.keys is not None and not (folder / LEARNED).exists():
+        with files.whole(folder / LEARNED) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.unique(data.keys[data.final.indices.numpy()]))
+
+
+def count_learned(run: Path | None, data: Data) -> int:
+    """How many of the test images are among those that a run learned from, as far as is known."""
+    if run is None or data.keys is None or not (run / LEARNED).is_file():
+        return 0
+    try:
+        learned = np.load(run / LEARNED, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # a damaged list tells nothing
+        return 0
+    return int(np.isin(data.keys[data.test.indices.numpy()], learned).sum())
 
 
 def same_images(one: Mapping | None, other: Mapping | None) -> bool:

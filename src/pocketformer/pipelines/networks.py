@@ -1,6 +1,7 @@
 """The final training: a found network on fit + search, from the supernet's weights or from scratch."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from pocketformer.runs import Ledger
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.answers import Answers, Cache, CachedTeacher, Cycle, digest
+from pocketformer.training.balance import loss_weights
 from pocketformer.training.batches import Share, TrainingBatches, normalisation_of, train_batches
 from pocketformer.training.compute import Compute
+from pocketformer.training.confusion import balanced_accuracy, class_figures, confusion_matrix
 from pocketformer.training.data import Data, Split
 from pocketformer.training.engine import Job, Task, planned_steps, train
 from pocketformer.training.evaluation import Outcome, accuracy_interval, evaluate, recalibrate
@@ -93,6 +96,7 @@ class FinalTraining:
             normalisation_of(model),
             Share(ranks.rank(), ranks.count()),
             self.workers,
+            self.recipe.balance == "sampling",
         )
         mix = Mixing(self.recipe, model.num_classes, self.seed) if self.recipe.mixes else None
         if self.cache is not None:
@@ -101,13 +105,13 @@ class FinalTraining:
         task = self._task(model.to(self.compute.where), split, batches, folder)
         with stage(f"train {name}", planned_steps(batches, self.recipe)) as progress:
             validate = self._accuracy if self.validate else None
-            job = Job(folder, f"train {name}", self.ledger, progress, self.keep, validate)
+            job = Job(folder, f"train {name}", self.ledger, progress, self.keep, validate, self._metric)
             state = train(task, batches, self.recipe, job, self.seed, self.compute, mix)
         if ranks.first():
             best = folder / "best.safetensors"
             result.load_state_dict(load_file(best) if self.validate else state.averaged.state_dict())
             freeze(result, self.recipe.freeze)
-            recalibrate(result, split, result.resolution, self.seed)
+            recalibrate(result, split, result.resolution, self.seed, balanced=self.recipe.balance == "sampling")
             about = {"source": self.data.source, "stored_size": list(self.data.final.stored_size)}
             about |= {"group_by": self.data.group_by} if self.data.group_by else {}
             about |= self.data.depth.recorded()
@@ -117,14 +121,15 @@ class FinalTraining:
         return checkpoint.load_model(folder)[0]
 
     def _task(self, model: Network, split: Split, batches: TrainingBatches, folder: Path) -> Task:
+        weights = loss_weights(self.recipe.balance, split, model.num_classes)
         if self.teacher is None:
-            return SingleTask(model, self.recipe.label_smoothing)
+            return SingleTask(model, self.recipe.label_smoothing, weights)
         teacher = self.teacher.to(self.compute.where)
         if isinstance(batches, Cycle):
             facts = self._facts(model, split, batches)
             kept = self.cache.folder or folder / "teacher"
             teacher = CachedTeacher(teacher, Answers(kept, facts, batches, model.num_classes, self.distillation))
-        return DistillationTask(model, teacher, self.recipe.label_smoothing, self.distillation)
+        return DistillationTask(model, teacher, self.recipe.label_smoothing, self.distillation, weights)
 
     def _facts(self, model: Network, split: Split, batches: TrainingBatches) -> dict:
         """All that the teacher's answers depend on."""
@@ -143,21 +148,36 @@ class FinalTraining:
             "seed": self.seed,
             "device": self.compute.device,
             "precision": self.compute.precision,
+            **({"balance": "sampling"} if self.recipe.balance == "sampling" else {}),
         }
 
+    @property
+    def _metric(self) -> str:
+        """What weights are chosen by: where classes are to count alike, they do so here too."""
+        return "accuracy" if self.recipe.balance == "none" else "balanced_accuracy"
+
     def _accuracy(self, model: Network) -> float:
+        """The metric on the search split."""
         model.eval()
         with self.compute.autocast():
-            return evaluate(
+            found = evaluate(
                 model, self.data.search, model.resolution, normalisation=normalisation_of(model), workers=self.workers
-            ).accuracy
+            )
+        if self._metric == "accuracy":
+            return found.accuracy
+        return balanced_accuracy(confusion_matrix(found.answers, found.labels, model.num_classes))
 
 
 def test_result(model: Network, data: Data, workers: int) -> tuple[Outcome, dict]:
-    """Accuracy on the test split, as an outcome and as plain data."""
+    """Accuracy on the test split, as an outcome and as plain data, with the figures of the classes."""
     normalisation = normalisation_of(model)
     outcome = evaluate(model, data.test, model.resolution, normalisation=normalisation, workers=workers)
-    return outcome, as_result(outcome)
+    return outcome, {**as_result(outcome), **figures_of(outcome, data.classes)}
+
+
+def figures_of(outcome: Outcome, classes: Sequence[str]) -> dict:
+    """Of the network's `classes`, as `class_figures` gives them."""
+    return class_figures(confusion_matrix(outcome.answers, outcome.labels, len(classes)), classes)
 
 
 def as_result(outcome: Outcome, split: str = "test") -> dict:

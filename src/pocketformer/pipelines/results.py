@@ -127,8 +127,13 @@ def _row(network: Compared, costs: CostModel, goal: Objective) -> dict:
         "mes": goal.mes({**own, "latency": network.latency}),
         "peak_memory": own["memory"],
         "accuracy_search": network.accuracy_search,
-        "test": network.test,
+        "test": network.test if network.name == "found" else _without_classes(network.test),
     }
+
+
+def _without_classes(test: dict) -> dict:
+    """Of the networks that are only compared, no figures of classes: they would be most of the file."""
+    return {name: value for name, value in test.items() if name not in ("per_class", "confusion")}
 
 
 def _cloud(scored: list[dict], space, costs: CostModel, goal: Objective) -> list[dict]:

@@ -45,13 +45,20 @@ def learned_from(weights: str | Path) -> tuple[dict, int] | None:
 
 def run_above(weights: str | Path) -> dict | None:
     """The configuration of the run that a file or folder lies in, at most three folders up."""
+    folder = run_folder(weights)
+    return None if folder is None else read_config(folder)
+
+
+def run_folder(weights: str | Path) -> Path | None:
+    """The folder of the run that a file or folder lies in, at most three folders up."""
     path = Path(weights).resolve()
     for folder in [path, *path.parents][:4]:
         if (folder / "config.yaml").is_file():
             try:
-                return read_config(folder)
+                read_config(folder)
             except UserError:  # somebody else's: weights may lie anywhere
                 continue
+            return folder
     return None
 
 

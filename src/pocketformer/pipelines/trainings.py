@@ -8,7 +8,7 @@ from pocketformer.architecture import Architecture, Selection
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model
 from pocketformer.models.weights import Weights
-from pocketformer.pipelines.images import open_images, record_images, refuse_seen, say_unreadable
+from pocketformer.pipelines.images import open_images, record_images, refuse_seen, say_uneven, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
 from pocketformer.pipelines.shrinking import Searched, shrink
 from pocketformer.pipelines.starts import is_shared, open_start, searched_by
@@ -84,6 +84,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
         settings.validate,
         settings.group_by,
     )
+    say_uneven(data, recipe.balance)
     guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
     start = _load_init(settings, described, data) if settings.init else None
     with Run(out, "train", settings.to_dict(), inputs) as run:

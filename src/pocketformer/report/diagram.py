@@ -172,9 +172,8 @@ def diagram(
     )
 
 
-def standalone(svg: str) -> str:
+def standalone(svg: str, css: str = CSS) -> str:
     """The same for a file of its own: light, with its styles inside."""
-    css = CSS
     for name, colour in LIGHT.items():
         css = css.replace(f"var(--{name})", colour)
     start = svg.index(">") + 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.errors import UserError
-from pocketformer.report import correlation, curves, diagram, plots, scores, sections, tables, theme
+from pocketformer.report import classes, correlation, curves, diagram, plots, scores, sections, tables, theme
 from pocketformer.report.figure import Plot
 from pocketformer.report.images import save_image
 from pocketformer.report.reading import Record, chosen_network, part, read_run
@@ -51,6 +51,10 @@ def write_figures(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
             drawing = diagram.diagram(architecture, selection, record.num_classes, scores.head_of(record))
             path = folder / f"{prefix}architecture.svg"
             files.write_text(path, diagram.standalone(drawing))
+            written.append(path)
+        if matrix := classes.drawing(record):
+            path = folder / f"{prefix}confusion.svg"
+            files.write_text(path, diagram.standalone(matrix, classes.CSS))
             written.append(path)
     for prefix, group in groups:
         for plot in group:
@@ -135,6 +139,7 @@ def _run(record: Record, page: _Page, prefix: str) -> str:
     contents: list[tuple[str, str, str]] = [
         ("comparison", "Comparison", tables.comparison(record)),
         ("scores", "What it reaches", scores.table(record)),
+        ("classes", "Class by class, on test", classes.section(record)),
         ("correlation", "What the supernet says of training", correlation.table(record) + "".join(agreement)),
         ("search", "The search", "".join(search) + (sections.search_facts(record) if has_search else "")),
         ("architecture", "The network", _drawing(record) + sections.checks(record)),
@@ -204,6 +209,6 @@ def _document(title: str, body: str, draws: bool) -> str:
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{safe(title)}</title><style>{theme.CSS}{diagram.CSS}</style></head>\n"
+        f"<title>{safe(title)}</title><style>{theme.CSS}{diagram.CSS}{classes.CSS}</style></head>\n"
         f"<body><main>{body}</main>\n{scripts}</body></html>\n"
     )

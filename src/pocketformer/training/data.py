@@ -4,7 +4,6 @@ The test split is `val/` of the source, or a tenth set aside; the rest is split 
 decoded into memory once, or, where they are too many, each time they are needed (`streaming`).
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.copies import find_copies, find_groups, joined, outside, told_of_copies, told_of_groups
 from pocketformer.training.decoding import decode_all, readable, refuse_bad, skipped
 from pocketformer.training.depths import Depth
-from pocketformer.training.sources import Found, find, find_all, some
+from pocketformer.training.sources import Found, find, find_all, fingerprint, keys_of, some
 from pocketformer.training.splits import Split
 from pocketformer.training.splitting import random_words, search_count, split_rows, stratified
 from pocketformer.training.streaming import Look, StreamedImages, preflight
@@ -70,6 +69,7 @@ class Data:
     group_by: str | None = None
     warnings: tuple[str, ...] = ()
     depth: Depth = UNKNOWN
+    keys: np.ndarray | None = None  # uint64, a hash of what each row's file holds; None: the files were not read
 
     def summary(self) -> str:
         """How many classes there are, and images in each split: `2 classes: cat, dog; images: 80 in fit, …`."""
@@ -261,9 +261,9 @@ def _split(
             for part in ("fit", "search", "test")
         }
         return {
-            "fingerprint": _fingerprint(*names, *chain.from_iterable(facts.values())),
-            "split_fingerprint": _fingerprint(*(f"{part} {fact}" for part in facts for fact in facts[part])),
-            "test_fingerprint": _fingerprint(*facts["test"]),
+            "fingerprint": fingerprint(*names, *chain.from_iterable(facts.values())),
+            "split_fingerprint": fingerprint(*(f"{part} {fact}" for part in facts for fact in facts[part])),
+            "test_fingerprint": fingerprint(*facts["test"]),
         }
 
     read = fingerprints(identify)
@@ -282,6 +282,7 @@ def _split(
         group_by=group_by,
         warnings=tuple(look.remarks.warnings(labels, classes)),
         depth=look.depth,
+        keys=None if read is listed else keys_of(map(identify, range(len(found)))),
         **read,
     )
 
@@ -313,8 +314,3 @@ def _grouped(
         left = f"{out.sum()} image{'s are' if out.sum() > 1 else ' is'} left out of {before}"
         notes.append(f"{left}: {like} of images in the test split{given}")
     return groups, np.where(out, -1, labels)
-
-
-def _fingerprint(*facts: str) -> str:
-    """16 hex digits that do not depend on the order of the facts, so neither on the names of files."""
-    return hashlib.sha256("\n".join(sorted(facts)).encode("utf-8", "surrogateescape")).hexdigest()[:16]

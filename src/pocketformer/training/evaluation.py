@@ -17,10 +17,16 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Outcome:
-    """A network's answers on a split: `correct` (N,) bool in the split's order, and the mean loss."""
+    """A network's answers on a split, and what is right: classes int64 (N,) in the split's order; and the mean loss."""
 
-    correct: torch.Tensor
+    answers: torch.Tensor
+    labels: torch.Tensor
     loss: float
+
+    @property
+    def correct(self) -> torch.Tensor:
+        """Bool (N,)."""
+        return self.answers == self.labels
 
     @property
     def accuracy(self) -> float:
@@ -42,13 +48,13 @@ def evaluate(
     """
     batches = eval_batches(split, batch_size, size, normalisation, workers=workers)
     device = _device_of(forward)
-    correct, losses = [], []
+    answers, losses = [], []
     for images, labels in batches.at(range(ranks.rank(), len(batches), ranks.count())):
         logits = forward(images.to(device, non_blocking=True)).cpu()
-        correct.append(logits.argmax(1) == labels)
+        answers.append(torch.stack([logits.argmax(1), labels], dim=1))
         losses.append(float(F.cross_entropy(logits.double(), labels, reduction="sum")))
-    answers, losses = torch.cat(ranks.dealt(correct)), ranks.dealt(losses)
-    return Outcome(answers, sum(losses) / len(answers))
+    answers, losses = torch.cat(ranks.dealt(answers)), ranks.dealt(losses)
+    return Outcome(*answers.unbind(1), sum(losses) / len(answers))
 
 
 def _device_of(forward: Callable) -> torch.device:
@@ -74,11 +80,13 @@ def paired_difference(a: Outcome, b: Outcome, z: float = 1.96) -> tuple[float, f
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, split: Split, size: tuple[int, int], seed: int, images: int = 1024) -> None:
+def recalibrate(
+    model: nn.Module, split: Split, size: tuple[int, int], seed: int, images: int = 1024, balanced: bool = False
+) -> None:
     """Replaces the norms' running statistics by the plain average over `images` random images of a split (fit).
 
     A subnet's statistics were averaged while the weights still moved; this is what they are now. Norms that do not
-    learn keep theirs.
+    learn keep theirs. `balanced`: the images are drawn as those of a training were that drew all classes equally often.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.weight.requires_grad]
     momenta = [norm.momentum for norm in norms]
@@ -89,7 +97,7 @@ def recalibrate(model: nn.Module, split: Split, size: tuple[int, int], seed: int
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     # Random rows: folders list their images by class, and a class is no sample of the set.
-    batches = train_batches(split, min(_BATCH, images), size, None, seed, normalisation_of(model))
+    batches = train_batches(split, min(_BATCH, images), size, None, seed, normalisation_of(model), balanced=balanced)
     device = _device_of(model)
     for found, _ in batches.steps(0, min(max(1, images // batches.batch_size), batches.steps_per_epoch)):
         model(found.to(device))

@@ -88,11 +88,12 @@ def find_labelled(source: str, root: Path, known: Sequence[str] | None) -> Found
     if unread := [layout.names[name] for name in parts if name != split]:
         notes.append(f"the images are those of {layout.names[split]}; not read: {', '.join(unread)}")
     where = layout.names[split] or f"{source}/"
+    inside = f"{source.rstrip(os.sep)}/{layout.names[split].rstrip(os.sep)}" if layout.names[split] else source
     found = parts[split]
     if not found:
         raise UserError(f"{as_text(str(root))}: has no class folders; images belong into one sub-folder per class")
     if known is None:
-        return _found(source, root, layout, [found], tuple(found), notes, all_test=True)
+        return _found(inside, root, layout, [found], tuple(found), notes, all_test=True)
     names = {class_name(name): name for name in known}
     found = matched_classes(found, names, where, notes)
     if others := [name for name in found if name not in names]:
@@ -103,7 +104,7 @@ def find_labelled(source: str, root: Path, known: Sequence[str] | None) -> Found
     if missing := [name for name in names if name not in found]:
         notes.append(f"no images of {some(missing)} in {where}")
     found = {name: found.get(name, []) for name in names}
-    return _found(source, root, layout, [found], tuple(known), notes, all_test=True)
+    return _found(inside, root, layout, [found], tuple(known), notes, all_test=True)
 
 
 def has_splits(folder: Path) -> bool:

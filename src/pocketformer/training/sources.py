@@ -7,7 +7,7 @@ each image. Folders are in `folders`, shards in `shards`, other data sets of tim
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -180,6 +180,16 @@ def stamp_and_sizes(paths: list[str], *more: str) -> tuple[str, np.ndarray]:
         except OSError:  # a dangling link, or a shard on the web
             digest.update(os.fsencode(path) + b"|?\n")
     return digest.hexdigest(), sizes
+
+
+def keys_of(digests: Iterable[str]) -> np.ndarray:
+    """uint64 of 16 hex digits each; 0 for what could not be read."""
+    return np.array([int(digest or "0", 16) for digest in digests], np.uint64)
+
+
+def fingerprint(*facts: str) -> str:
+    """16 hex digits that do not depend on the order of the facts, so neither on the names of files."""
+    return hashlib.sha256("\n".join(sorted(facts)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def some(names: list[str], count: int = 3) -> str:
