@@ -43,6 +43,13 @@ def export(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="A file for any number of images at a time.")
     ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="Of the images that the file takes, px; attention biases are re-sampled. [default: the training's]",
+        ),
+    ] = None,
     architecture: options.ArchitectureFile = None,
     data: Annotated[
         str, typer.Option(metavar="DATA", help="Images to verify on (32 of the search split are used).")
@@ -70,7 +77,9 @@ def export(
 
     if int8 and precision not in ("float32", "int8"):
         raise typer.BadParameter(f"--int8 and --precision {precision} exclude each other")
-    settings = ExportSettings(format, "int8" if int8 else precision, calibration, dynamic_batch, licence)
+    settings = ExportSettings(
+        format, "int8" if int8 else precision, calibration, dynamic_batch, licence, options.size_of(size)
+    )
     report, compared = export_checkpoint(checkpoint, out, settings, architecture, data, seed, workers)
     if json:
         options.print_json({**report.to_dict(), "compared": compared})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,16 @@ def one_of(known: Callable[[], Iterable[str]]) -> Callable[[str | None], str | N
         return value
 
     return check
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """Height and width in px, of `N` or `HxW`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([1-9]\d{0,4})(?:\s*[xX×]\s*([1-9]\d{0,4}))?\s*", text)
+    if found is None:
+        raise typer.BadParameter(f"--size {text!r}: give a number of px, such as 160, or height and width: 180x240")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _runtimes() -> tuple[str, ...]:

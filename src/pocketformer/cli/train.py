@@ -26,6 +26,14 @@ def train(
             "supernet/; or from a file of weights: official, timm's or ours. Other classes get a new head.",
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="Train at this size of images, px; attention biases that --init brings are re-sampled. [default: the "
+            "architecture's]",
+        ),
+    ] = None,
     shrink: Annotated[
         int,
         typer.Option(
@@ -106,7 +114,7 @@ def train(
     from pocketformer.pipelines.trainings import TrainSettings, default_recipe, train_network
 
     described = training.recipe(
-        recipe or default_recipe(architecture, init, bool(shrink)),
+        recipe or default_recipe(architecture, init, bool(shrink), options.size_of(size)),
         set_,
         epochs=epochs,
         batch_size=batch_size,
@@ -130,6 +138,7 @@ def train(
         workers,
         keep=keep,
         shrink=shrink,
+        size=options.size_of(size),
     )
     result = train_network(settings, out)
     if json:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pocketformer.architecture.design import Grid
 from pocketformer.deploy import SUFFIXES, ExportReport, check_name, export, exporter_of, runtime_of
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import paired_ratios
@@ -16,7 +17,7 @@ from pocketformer.pipelines.calibration import calibration_images
 from pocketformer.pipelines.facts import classifier_facts, data_fingerprint
 from pocketformer.pipelines.images import open_images, split_otherwise
 from pocketformer.pipelines.networks import as_result
-from pocketformer.pipelines.trained import learned_from, load_trained
+from pocketformer.pipelines.trained import learned_from, load_trained, size_to_store
 from pocketformer.progress import say, stage
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import eval_batches, normalisation_of
@@ -35,6 +36,7 @@ class ExportSettings:
     calibration: str | None = None  # a source of images; by default those of the data
     dynamic_batch: bool = False
     licence: str | None = None  # of the weights, as the person states it
+    size: Grid | None = None  # of the images; None: the network's
 
 
 def export_checkpoint(
@@ -54,6 +56,12 @@ def export_checkpoint(
         raise UserError("--calibration belongs to --int8")
     model, config = load_trained(Path(checkpoint), architecture)
     size = tuple(config["data"].get("stored_size", model.resolution))
+    if settings.size is not None and settings.size != model.resolution:
+        was, now = (f"{height}x{width}" for height, width in (model.resolution, settings.size))
+        model.set_input_size(settings.size)
+        size = size_to_store(model.resolution)
+        config = {**config, "data": {**config["data"], "stored_size": list(size)}}
+        say(f"note: trained at {was} px, exported for {now}: its accuracy there is another")
     known = {"group_by": config["data"].get("group_by"), "depth": Depth.of_record(config["data"])}
     images = open_images(source, size, seed, "skip", workers, uses_search=False, **known)
     batch = next(iter(eval_batches(images.search, _IMAGES, model.resolution, normalisation_of(model))))[0]

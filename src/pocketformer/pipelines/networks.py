@@ -11,6 +11,7 @@ from torch import nn
 
 from pocketformer import ranks
 from pocketformer.architecture import Architecture, Selection
+from pocketformer.architecture.design import Grid
 from pocketformer.models import Network, create_model
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger
@@ -51,22 +52,26 @@ class FinalTraining:
     keep: int = 2
     cache: Cache | None = None
 
-    def inherit(self, supernet: Supernet, selection: Selection) -> Network:
-        """The subnet with the supernet's weights; with a teacher it gets a second head, a copy of the first."""
-        source = supernet.extract(selection)
+    def inherit(self, supernet: Supernet, selection: Selection, size: Grid | None = None) -> Network:
+        """The subnet with the supernet's weights, for images of `size` (None: the supernet's); with a teacher it gets a
+        second head, a copy of the first."""
+        model = supernet.extract(selection)
         drop_path = self.recipe.drop_path_of(selection.architecture)
-        if self.teacher is None and not drop_path:
-            return source
-        model = create_model(
-            selection.architecture,
-            supernet.num_classes,
-            distilled=self.teacher is not None,
-            drop_path=drop_path,
-        )
-        state = source.state_dict()
-        if self.teacher is not None:
-            state |= {f"head_dist.{name}": tensor for name, tensor in source.head.state_dict().items()}
-        model.load_state_dict(state)
+        if self.teacher is not None or drop_path:
+            state = model.state_dict()
+            if self.teacher is not None:
+                state |= {f"head_dist.{name}": tensor for name, tensor in model.head.state_dict().items()}
+            model = create_model(
+                selection.architecture,
+                supernet.num_classes,
+                distilled=self.teacher is not None,
+                drop_path=drop_path,
+            )
+            model.load_state_dict(state)
+        if size is None or size == model.resolution:
+            return model
+        model.set_input_size(size)
+        model.architecture = model.architecture.with_design(resolution=size)
         return model
 
     def fresh(self, architecture: Architecture, **kwargs) -> Network:

@@ -39,7 +39,8 @@ class Searched:
 
 
 def load_searched(folder: Path, architecture: Architecture) -> Searched:
-    """Of a folder of `search` or `design`: up to the state that it found, or else the last one, with this architecture.
+    """Of a folder of `search` or `design`: up to the state that it found, or else the last one, with this architecture
+    (at whatever size of images).
 
     The blocks that this state kept are the ones whose weights it was chosen for; the architecture alone would stand
     for the last blocks of each stage (contract 6.4).
@@ -57,6 +58,7 @@ def load_searched(folder: Path, architecture: Architecture) -> Searched:
         if config["facts"].get("supernet", known := files.digest(weights_of(source))) != known:
             say(f"note: {source} was trained anew since {folder} searched it")
     supernet, config = load_supernet(source)
+    architecture = architecture.with_design(resolution=supernet.space.resolution)
     reached = points(supernet.space, lines)
     # A beam may have kept siblings of one architecture with other blocks: the one found stands in the last line.
     ended = [line["step"] for line in lines if line["type"] == "end"][-1:]

@@ -37,7 +37,8 @@ def open_start(
 ) -> Searched | tuple[Supernet, dict, Selection] | Weights:
     """A search; or a supernet, its `config.json` and the network's place in it; or the weights of one network.
 
-    A folder of `design` is the network that it shipped. Raises `UserError` for what is not there, or of another
+    A folder of `design` is the network that it shipped. Of a network or supernet for images of another size, the
+    tables of attention biases are to be re-sampled. Raises `UserError` for what is not there, or of another
     architecture.
     """
     if not Path(init).exists():
@@ -51,12 +52,12 @@ def open_start(
         return weights.read(folder)
     if (supernet := _supernet(folder)) is not None:
         network, config = load_supernet(supernet)
-        return network, config, network.select(architecture)
+        return network, config, network.select(architecture.with_design(resolution=network.space.resolution))
     config = folder / "config.json"
     if config.is_file() and (task := files.read_json(config).get("task")):
         raise UserError(f"--init {init} is a model for {task}; give the network that it began with, or its weights")
     source, _ = checkpoint.load_model(folder)
-    if source.architecture != architecture:
+    if source.architecture != architecture.with_design(resolution=source.architecture.design.resolution):
         where = folder / "supernet"
         other = f" (its supernet's weights, for any of its subnets: --init {where})" if where.is_dir() else ""
         raise UserError(f"--init {init} is of another architecture{other}")

@@ -12,12 +12,17 @@ from pocketformer.training import checkpoint
 from pocketformer.training.batches import stored_size
 
 
-def load_architecture(text: str) -> Architecture:
-    """A published name, the path of an `architecture.json`, or a folder that holds one."""
+def load_architecture(text: str, size: Grid | None = None) -> Architecture:
+    """A published name, the path of an `architecture.json`, or a folder that holds one; for images of `size` (height,
+    width) if that is given. Raises `UserError` for what is none, and for a size that its strides leave nothing of."""
     path = Path(text)
     if path.is_dir():
         path = path / "architecture.json"
-    return Architecture.load(path) if path.suffix == ".json" else Architecture.named(text)
+    found = Architecture.load(path) if path.suffix == ".json" else Architecture.named(text)
+    if size is None:
+        return found
+    found.design.check_size(size)
+    return found.with_design(resolution=size)
 
 
 def is_weights_alone(path: Path) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, Selection
+from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model
 from pocketformer.models.weights import Weights
@@ -43,6 +44,7 @@ class TrainSettings:
     stream: bool | None = None
     keep: int = 2
     shrink: int = 0  # steps of progressive shrinking for each state of the search
+    size: Grid | None = None  # of the images; None: the architecture's
 
     def __post_init__(self) -> None:
         check_distillation(self.teacher, self.distillation)
@@ -50,13 +52,15 @@ class TrainSettings:
             raise UserError(f"--teacher-cache {self.teacher_cache}: there is no --teacher whose answers to keep")
         if self.shrink and searched_by(self.init, shrink=True) is None:
             raise UserError("--shrink follows a search: give its folder as --init")
+        if self.shrink and self.size is not None:
+            raise UserError("--shrink trains a supernet at its own size: without --size, or --size without --shrink")
 
     def to_dict(self) -> dict:
         """What the result depends on."""
         names = ("data", "init", "shrink", "teacher", "distillation", "teacher_cache", "validate", "seed", "bad_images")
         values = {name: getattr(self, name) for name in names}
         values |= {"group_by": self.group_by} if self.group_by else {}
-        described = load_architecture(self.architecture).to_dict()
+        described = load_architecture(self.architecture, self.size).to_dict()
         return {"architecture": described, "recipe": self.recipe.to_dict(), "compute": self.compute.to_dict(), **values}
 
     def inputs(self) -> Inputs:
@@ -69,7 +73,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
     """Trains one network on fit + search (with `validate`: on fit, keeping what does best on search) and evaluates it
     on test; resumes in the same folder."""
     cache = None if settings.teacher_cache is None else Cache.parse(settings.teacher_cache)
-    described = load_architecture(settings.architecture)
+    described = load_architecture(settings.architecture, settings.size)
     inputs = settings.inputs()
     check_folder(out, "train", settings.to_dict(), inputs)
     resolution, recipe = described.design.resolution, settings.recipe
@@ -115,10 +119,10 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
     return result
 
 
-def default_recipe(architecture: str, init: str | None, shrinks: bool = False) -> str:
+def default_recipe(architecture: str, init: str | None, shrinks: bool = False, size: Grid | None = None) -> str:
     """The recipe that suits: a name of `RECIPES`. Small networks that were trained briefly gain nothing from the low
     rates of `finetune` (docs/training.md)."""
-    if max(load_architecture(architecture).design.resolution) <= 128:
+    if max(load_architecture(architecture, size).design.resolution) <= 128:
         return "small-images"
     if init is None:
         return "imagenet"
@@ -152,10 +156,9 @@ def _initialised(
 ) -> Network:
     if source is None:
         return final.fresh(described)
-    if isinstance(source, Searched):
-        return final.inherit(source.supernet, source.found)
-    if isinstance(source, tuple):
-        return final.inherit(source[0], source[2])
+    if isinstance(source, Searched | tuple):
+        shared = (source.supernet, source.found) if isinstance(source, Searched) else (source[0], source[2])
+        return final.inherit(*shared, described.design.resolution)
     model = final.fresh(described)
     for note in checkpoints.fit(model, source, init).notes:
         say(f"note: {note}")
