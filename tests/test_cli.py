@@ -41,7 +41,7 @@ def shop(tmp_path_factory) -> Workshop:
 
 # --- Help, version, usage ---
 
-COMMANDS = ("quickstart", "design", "models", "profile", "supernet", "search", "train", "evaluate", "export")
+COMMANDS = ("quickstart", "design", "models", "profile", "supernet", "search", "train", "evaluate", "predict", "export")
 COMMANDS += ("correlate", "benchmark", "report")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pocketformer import files
 from pocketformer.architecture.design import Grid
@@ -40,6 +41,11 @@ class Classifier:
     weights: Path
     depth: Depth = UNKNOWN  # of images of more than 8 bits
     fingerprint: str | None = None  # of the images it was trained on, where its file says so
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes), on the processor."""
+        where = next(self.forward.parameters()).device if isinstance(self.forward, nn.Module) else "cpu"
+        return self.forward(images.to(where)).cpu()
 
 
 @contextmanager
