@@ -26,13 +26,13 @@ from ablation import SETS
 from archives import read
 from pocketformer import Supernet, files
 from pocketformer.architecture import SearchSpace
-from pocketformer.devices import LatencyTable
 from pocketformer.errors import WorkError
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.methods import METHODS, PROPOSING, SEEDED, Asked
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget
+from pocketformer.pipelines.tables import open_table
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger, alone, versions
 from pocketformer.search import Walk
@@ -54,7 +54,7 @@ class Comparison:
         space = SearchSpace.named(SETS[args.set].space)
         self.net = Supernet(space, len(self.data.classes), distilled=False).to(memory_format=torch.channels_last)
         checkpoint.load_weights(self.net, args.supernet)
-        self.costs = CostModel(LatencyTable.load(args.latency), len(self.data.classes))
+        self.costs = CostModel(open_table(args.latency), len(self.data.classes))
         given = {"supernet": files.digest(args.supernet), "latency table": files.digest(args.latency)}
         if self.own.setdefault("digests", given) != given:
             raise SystemExit(f"{RESULTS}: its runs of {args.set} are on another supernet, or with another table")

@@ -24,13 +24,14 @@ from pocketformer.devices import LatencyTable
 from pocketformer.devices.candidates import write_network
 from pocketformer.errors import UserError
 from pocketformer.files import write_json
+from pocketformer.pipelines.tables import open_table
 
 SESSIONS, ROUNDS = 8, 12
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs=2, type=LatencyTable.load, metavar="TABLE")
+    parser.add_argument("tables", nargs=2, type=open_table, metavar="TABLE")
     parser.add_argument("--space", help="by default that of the tables")
     parser.add_argument("--members", type=int, default=3000)
     parser.add_argument("--out", type=Path, required=True)

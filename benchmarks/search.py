@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from pocketformer import LatencyTable, SearchSpace, Selection, Supernet
+from pocketformer import SearchSpace, Selection, Supernet
 from pocketformer.architecture import Step
 from pocketformer.devices.host import host, packages
 from pocketformer.files import read_json, write_json
@@ -30,6 +30,7 @@ from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.settings import stored_size
 from pocketformer.pipelines.supernets import images_of, load_supernet
+from pocketformer.pipelines.tables import open_table
 from pocketformer.search import Move, Objective, Score, frontier, joint_search
 from pocketformer.search.evaluation import NaiveEvaluator, PrefixEvaluator, block_executions
 from pocketformer.search.joint import by_price
@@ -151,7 +152,7 @@ def race(args: argparse.Namespace) -> dict:
 
 def one_race(args: argparse.Namespace, run: Path) -> dict:
     supernet, config = load_supernet(run)
-    space, table = supernet.space, LatencyTable.load(args.latency)
+    space, table = supernet.space, open_table(args.latency)
     costs = CostModel(table, config["num_classes"])
     largest = costs.largest(space)
     budgets = {name: args.budget * largest[name] for name in ("latency", "size")}

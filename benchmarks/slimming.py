@@ -26,12 +26,12 @@ import torch
 from archives import read
 from pocketformer import MetaPathSupernet, files
 from pocketformer.architecture import SearchSpace, Selection
-from pocketformer.devices import LatencyTable
 from pocketformer.devices.measure import spearman
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.networks import recalibrated_score
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.supernets import load_supernet, train_supernet
+from pocketformer.pipelines.tables import open_table
 from pocketformer.progress import say, stage
 from pocketformer.runs import Ledger, alone, versions
 from pocketformer.search import Objective, Score
@@ -113,7 +113,7 @@ class Slimming:
 
     @cached_property
     def costs(self) -> CostModel:
-        return CostModel(LatencyTable.load(self.args.latency), len(self.data.classes))
+        return CostModel(open_table(self.args.latency), len(self.data.classes))
 
     def slim(self) -> None:
         own = self.result.setdefault("slimmed", {})

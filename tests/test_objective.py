@@ -176,10 +176,14 @@ def test_costs_of_several_devices_and_energy(tmp_path):
             assert found == costs(network) == pytest.approx(wanted)
             assert list(found) == list(wanted)
         largest = costs.largest(SPACE)
-        assert largest == {**costs(SPACE.largest), "latency:phone": 77.0}  # as measured
+        assert largest == costs(SPACE.largest)  # as the table says of all members, not as its reference was measured
         half = Budget(0.5, relative=True)
         goal = costs.objective(SPACE, {"latency": half, "macs": Budget(1e6)}, None, {"size": 0.25})
-        assert goal.budgets == {"latency:phone": 38.5, "latency:laptop": largest["latency:laptop"] / 2, "macs": 1e6}
+        assert goal.budgets == {
+            "latency:phone": largest["latency:phone"] / 2,
+            "latency:laptop": largest["latency:laptop"] / 2,
+            "macs": 1e6,
+        }
         assert goal.exponents == {"size": 0.25, "latency:phone": 0.5, "latency:laptop": 0.5, "macs": 0.5}
         assert goal.units.items() >= {"size": 3e6, "latency:phone": 2.0, "latency:laptop": 0.5}.items()
         assert goal.units["macs"] == largest["macs"]

@@ -20,9 +20,10 @@ from pocketformer.devices.host import host
 from pocketformer.devices.whole import measure_whole
 from pocketformer.errors import UserError
 from pocketformer.pipelines.design import design
-from pocketformer.pipelines.profiling import profile_file, told, warn_if_wrong
+from pocketformer.pipelines.profiling import profile_file
 from pocketformer.pipelines.refusals import check_measured_here
 from pocketformer.pipelines.settings import DesignSettings, ProfileSettings
+from pocketformer.pipelines.tables import told, warn
 from tiny import TINY
 
 
@@ -48,7 +49,7 @@ def test_a_profile_measures_the_space(profiled, space, tmp_path):
     assert len(table.check.networks) == 2
     assert all(len(n.repeats) == 2 for n in table.check.networks)
     assert table.check.repeatability > 0
-    assert "two passes differ by" in told(table.check)
+    assert "two passes differ by" in told(table)
     assert math.isfinite(table.check.mean)
     assert table.check.mean <= table.check.worst
     assert table.unit > 0
@@ -188,7 +189,7 @@ def test_a_bad_table_is_told_aloud(profiled, capsys):
     for scale, warned in ((1.0, False), (1.2, True)):
         exact = [dataclasses.replace(n, predicted=scale * n.measured) for n in table.check.networks]
         other = dataclasses.replace(table, check=dataclasses.replace(table.check, networks=exact))
-        warn_if_wrong(other)
+        warn(other, "t.json")
         assert ("mean error on networks it has not seen is 20.0%" in capsys.readouterr().err) is warned
         _print_table(other, Path("t.json"), json=False)
         shown = capsys.readouterr().out

@@ -19,7 +19,12 @@ def _finish(outcome: dict, out: Path, as_json: bool) -> None:
         print(summary(outcome, out))
 
 
-def quickstart(out: options.Out = Path("runs/quickstart"), seed: options.Seed = 0, json: options.Json = False) -> None:
+def quickstart(
+    out: options.Out = Path("runs/quickstart"),
+    seed: options.Seed = 0,
+    accept_table_error: options.AcceptTableError = False,
+    json: options.Json = False,
+) -> None:
     """See the whole chain on embedded images, in minutes.
 
     Runs `design` on 8,000 images of Fashion-MNIST that come with the package, with a small space and half of
@@ -32,7 +37,7 @@ def quickstart(out: options.Out = Path("runs/quickstart"), seed: options.Seed = 
     """
     from pocketformer.pipelines.quickstart import quickstart as run
 
-    _finish(run(out, seed), out, json)
+    _finish(run(out, seed, accept_table_error), out, json)
 
 
 def design(
@@ -58,6 +63,7 @@ def design(
     ] = None,
     batch_size: options.BatchSize = None,
     balance: options.Balance = None,
+    accept_table_error: options.AcceptTableError = False,
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Train the found network anew, without the supernet's weights."),
@@ -113,6 +119,7 @@ def design(
         ),
         profile=ProfileSettings(threads=threads),
         latency=str(latency) if latency else None,
+        accept_table_error=accept_table_error,
         teacher=teacher,
         from_scratch=from_scratch,
         bad_images=bad_images,

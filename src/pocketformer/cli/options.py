@@ -62,6 +62,13 @@ Data = Annotated[
         "where torch/ and wds/ keep theirs). Without val/, a tenth is set aside for testing.",
     ),
 ]
+AcceptTableError = Annotated[
+    bool,
+    typer.Option(
+        "--accept-table-error",
+        help="Go on with a latency table whose own check finds it more than 20 % wrong on average.",
+    ),
+]
 Moved = Annotated[
     str | None,
     typer.Option(metavar="DATA", help="Where the supernet's images are now. [default: where they were]"),

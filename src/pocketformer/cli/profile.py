@@ -86,6 +86,7 @@ def profile(
       pocketformer profile --space pocket64 --classes 6 --format litert --emit-models phone
       pocketformer profile --import phone/logs --out table.json
     """
+    from pocketformer.architecture import SearchSpace
     from pocketformer.pipelines import profiling
     from pocketformer.pipelines.settings import ProfileSettings
 
@@ -110,7 +111,8 @@ def profile(
         return
     _only_with(manifest is not None, "--manifest", "--import")
     needed = _needed(space, "--space")
-    _print_table(profiling.profile_file(needed, runtime, classes, settings, seed, target), target, json)
+    table = profiling.profile_file(needed, runtime, classes, settings, seed, target)
+    _print_table(table, target, json, SearchSpace.named(needed))
 
 
 def _only_with(given: bool, option: str, others: str) -> None:
@@ -134,8 +136,8 @@ def _print_emitted(manifest: Any, folder: Path, json: bool) -> None:
     print(f"{folder / 'README.txt'} says how to time them; then: pocketformer profile --import … --out table.json")
 
 
-def _print_table(table: Any, out: Path, json: bool) -> None:
-    from pocketformer.pipelines.profiling import told
+def _print_table(table: Any, out: Path, json: bool, space: Any = None) -> None:
+    from pocketformer.pipelines.tables import told
 
     about, check = table.fingerprint, table.check
     found = {"table": str(out), "entries": len(table.entries), "constant_ms": table.constant}
@@ -143,7 +145,9 @@ def _print_table(table: Any, out: Path, json: bool) -> None:
     if check:
         found |= {"check_networks": len(check.networks), "check_mean_error": check.mean}
         found |= {"check_worst_error": check.worst, "check_repeatability": check.repeatability}
-        found |= {"check_spearman": check.spearman}
+        found |= {"check_spearman": check.spearman, "check_bias": check.bias, "check_range": table.checked_range}
+    if space is not None:
+        found["reference_error"] = table.reference_error(space)
     if json:
         options.print_json(found)
         return
@@ -153,5 +157,5 @@ def _print_table(table: Any, out: Path, json: bool) -> None:
         f"{about['device']}{threads}, batch {about['batch']}"
     )
     print(f"largest subnet {table.reference.latency:.3f} ms, MobileNetV2 x1.0 at this size {table.unit:.3f} ms")
-    if check:
-        print(told(check) + (f"; rank correlation {check.spearman:.3f}" if check.spearman is not None else ""))
+    if text := told(table, space):
+        print(text + (f"; rank correlation {check.spearman:.3f}" if check and check.spearman is not None else ""))

@@ -1,5 +1,6 @@
 """`report`: the page of a run."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,14 @@ def report(
       pocketformer report runs/mine
       pocketformer report runs/a runs/b --out compared.html --figures figures
     """
+    from pocketformer.errors import UserError
+    from pocketformer.pipelines.tables import open_table
     from pocketformer.report import write_figures, write_report
 
+    for table in (run / "latency_table.json" for run in runs):
+        with suppress(UserError):  # a page shows what it can
+            if table.is_file():
+                open_table(table)
     page = write_report(runs, out)
     written = write_figures(runs, figures) if figures else []
     if json:

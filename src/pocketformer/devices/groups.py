@@ -17,7 +17,7 @@ from pocketformer.devices.plan import REFERENCE
 from pocketformer.progress import say
 from pocketformer.runs import differences
 
-METHOD = 5  # raised when measurements of an older journal must not be used any more
+METHOD = 6  # raised when measurements of an older journal must not be used any more
 JOURNAL = "profile.jsonl"
 _SECONDS = 60.0  # a group takes about so long at most, by fewer rounds where networks are slow
 # Of equal files some are loaded to where they run some per cent faster. The reference's luck would be an error of all

@@ -1,8 +1,8 @@
 """What a profile times, by name: chains of blocks, whole networks to fit and to check with. Pure Python.
 
-Half of the networks that correct the table follow the space's own law (contract 6.6), whose sums of many
-independent choices are mostly middling; the others are as deep and wide everywhere as at a random place between
-smallest and largest, so that both ends are known as well.
+Half of the networks that correct the table, and of those that check it, follow the space's own law (contract 6.6),
+whose sums of many independent choices are mostly middling; the others are as deep and wide everywhere as at a place
+between smallest and largest, so that both ends are known as well; for checks these places are spread evenly.
 """
 
 import random
@@ -46,15 +46,15 @@ class Plan:
         published = {name: a for name in NAMES if space.contains(a := Architecture.named(name))}
         checking = {name: a for name, a in published.items() if checks and a not in avoid}
         taken = {space.largest, *fitting.values(), *published.values(), *avoid}
-        laws = {f"network {i}": (_between if i % 2 else _random) for i in range(networks)}
-        laws |= {f"check {i}": _random for i in range(checks)}
-        for name, law in laws.items():
-            for _ in range(40):
-                member = law(space, rng).architecture
-                if member not in taken:
-                    (checking if name.startswith("check") else fitting)[name] = member
-                    taken.add(member)
-                    break
+        for found, kind, count in ((fitting, "network", networks), (checking, "check", checks)):
+            for i in range(count):
+                for _ in range(40):
+                    share = _spread(i // 2, count // 2, rng)
+                    member = (_between(space, share, rng) if i % 2 else space.sample_selection(rng)).architecture
+                    if member not in taken:
+                        found[f"{kind} {i}"] = member
+                        taken.add(member)
+                        break
         return cls(space, num_classes, fitting, checking)
 
     @cached_property
@@ -92,17 +92,17 @@ class Plan:
         return [names[i::count] for i in range(count)]
 
 
-def _random(space: SearchSpace, rng: random.Random) -> Selection:
-    return space.sample_selection(rng)
+def _spread(place: int, places: int, rng: random.Random) -> float:
+    """A share of the way for each of some places, whose costs fall in even steps from the largest's (a network's cost
+    goes about with depth and with width)."""
+    return max(1 - (place + 0.5 * rng.random()) / max(places, 1), 0) ** 0.5
 
 
-def _between(space: SearchSpace, rng: random.Random) -> Selection:
-    """A member whose every choice lies near one and the same share of the way from smallest to largest."""
-    share = rng.random()
+def _between(space: SearchSpace, share: float, rng: random.Random) -> Selection:
+    """A member whose choices lie at that share of the way from smallest to largest, rounded up or down by chance."""
 
     def near(choices: int) -> int:
-        place = (choices - 1) * (share + rng.uniform(-0.25, 0.25))
-        return min(max(round(place), 0), choices - 1)
+        return min(int((choices - 1) * share + rng.random()), choices - 1)
 
     widths, kept, expansions, places, room = [], [], [], [], 0
     for stage in space.stages:

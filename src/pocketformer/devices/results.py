@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketformer import files
+from pocketformer.architecture import SearchSpace
 from pocketformer.devices.logs import read_csv, read_log
 from pocketformer.devices.manifest import NAME, Manifest
 from pocketformer.devices.plan import REFERENCE
@@ -27,8 +28,8 @@ class Results:
     groups: tuple[dict[str, list[float]], ...]
 
 
-def import_table(source: Path, manifest_path: Path | None = None) -> LatencyTable:
-    """The table of times that were measured elsewhere.
+def import_table(source: Path, manifest_path: Path | None = None) -> tuple[LatencyTable, SearchSpace]:
+    """The table of times that were measured elsewhere, and its space.
 
     `source` is a results file (.json), a .csv, or a folder of tools' logs (docs/devices.md has the formats); the
     manifest is looked for beside it and one folder up. Raises `UserError`, naming the model, for times that are
@@ -50,7 +51,7 @@ def import_table(source: Path, manifest_path: Path | None = None) -> LatencyTabl
         if model.name not in timed:
             raise UserError(f"{source}: no times of {model.short} ({model.name})")
     fingerprint = {**manifest.settings, **results.about, "measured": "elsewhere"}
-    return tabulate(manifest.plan, groups, fingerprint)
+    return tabulate(manifest.plan, groups, fingerprint), manifest.plan.space
 
 
 def read_results(source: Path) -> Results:

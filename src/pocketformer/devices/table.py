@@ -13,6 +13,7 @@ from pocketformer.architecture.blocks import BlockValue, Grid
 from pocketformer.devices.measure import spearman
 from pocketformer.errors import UserError
 
+DOUBTFUL = 0.05  # mean error of a table's check from which on whatever uses the table warns
 _FORMAT = "pocketformer.latency-table/1"
 
 
@@ -94,6 +95,11 @@ class Check:
         return sum(abs(n.error) for n in self.networks) / len(self.networks)
 
     @property
+    def bias(self) -> float:
+        """The mean error with its sign: above zero where the table says more than was measured."""
+        return sum(n.error for n in self.networks) / len(self.networks)
+
+    @property
     def worst(self) -> float:
         return max(abs(n.error) for n in self.networks)
 
@@ -157,6 +163,21 @@ class LatencyTable:
                 f"({size}); profile the space you search"
             ) from None
 
+    @property
+    def checked_range(self) -> tuple[float, float] | None:
+        """The fastest and the slowest network of the check, as shares of the reference's latency."""
+        if self.check is None:
+            return None
+        times = [n.measured / self.reference.latency for n in self.check.networks]
+        return min(times), max(times)
+
+    def reference_error(self, space: SearchSpace) -> float | None:
+        """How far the table is off for the network that it was timed beside: predicted / measured - 1. None where that
+        is not the largest member of the space."""
+        if self.reference.name != "largest" or self.missing(space) != []:
+            return None
+        return self.latency(space.largest) / self.reference.latency - 1
+
     def missing(self, space: SearchSpace) -> list[str] | None:
         """Keys of the space's blocks that have no entry; none: `latency` answers for every member. None for images of
         another size."""
@@ -169,7 +190,8 @@ class LatencyTable:
         check = None
         if self.check is not None:
             networks = [{**asdict(n), "repeats": list(n.repeats)} for n in self.check.networks]
-            check = {name: getattr(self.check, name) for name in ("mean", "worst", "repeatability", "spearman")}
+            check = {name: getattr(self.check, name) for name in ("mean", "bias", "worst", "repeatability", "spearman")}
+            check["range"] = list(self.checked_range)
             check["networks"] = networks
         return {
             "format": _FORMAT,

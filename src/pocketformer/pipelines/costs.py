@@ -60,13 +60,9 @@ class CostModel:
         return costs
 
     def largest(self, space: SearchSpace) -> dict[str, float]:
-        """Costs of the largest subnet, which budgets in percent refer to. It is the reference network of our own
-        tables: its latency is the measured one, not the sum of its blocks."""
-        costs = self(space.largest)
-        for name, table in self.latencies.items():
-            if table.reference.name == "largest":
-                costs[name] = table.reference.latency
-        return costs
+        """Costs of the largest subnet, which budgets in percent refer to: what a table says of it, as of all others
+        that are compared with the budget, not the time that was measured."""
+        return self(space.largest)
 
     def corrected(self, factor: float) -> "CostModel":
         return replace(self, correction=factor)

@@ -30,8 +30,9 @@ from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import DesignSettings, stored_size
 from pocketformer.pipelines.shipping import ROUNDS, Candidate, Measured, search_and_measure
 from pocketformer.pipelines.supernets import opened, train_supernet
+from pocketformer.pipelines.tables import is_wrong, open_table, refuse_wrong
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run, check_folder, held
+from pocketformer.runs import Run, check_folder, held, read_config
 from pocketformer.runtimes import runtime
 from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
@@ -63,6 +64,8 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     if latency is not None:
         check_table(latency, settings.latency, settings.space, len(data.classes))
         check_measured_here(latency, settings.latency, settings.runtime, settings.profile)
+        if not settings.accept_table_error and not (Path(out) / "results.json").exists():
+            refuse_wrong(latency, settings.latency, settings.space, "profile again while the device is idle")
         _objective(settings, CostModel(latency, len(data.classes), settings.teacher is not None))
     teacher = load_teacher(settings.teacher, data.classes, settings.space.resolution) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict(), inputs) as run:
@@ -100,6 +103,9 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
 
 def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
     settings, path = chain.settings, chain.path / "latency_table.json"
+    if _is_to_be_repeated(chain, path):
+        files.remove(chain.path / "profile")
+        files.remove(path)
     if not path.exists():
         if given is None:
             given = profile_space(
@@ -112,10 +118,26 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
                 chain.run.ledger,
             )
         given.save(path)
-    table = LatencyTable.load(path)
-    if table.check is not None and table.check.mean > 0.05:
-        say(f"warning: the latency table's mean error on networks it has not seen is {table.check.mean:.1%}")
+    table = open_table(path, settings.space)
+    if not settings.accept_table_error:
+        again = "repeat this command, which measures again, while the device is idle"
+        if settings.latency is not None or _is_in_use(chain):
+            again = "profile again while the device is idle, for another --out"
+        refuse_wrong(table, str(path), settings.space, again)
     return table
+
+
+def _is_in_use(chain: Chain) -> bool:
+    """Whether budgets have been derived from the run's table."""
+    return "largest" in read_config(chain.path)["facts"]
+
+
+def _is_to_be_repeated(chain: Chain, path: Path) -> bool:
+    """Whether the run's own measurement was so wrong that it was refused."""
+    settings = chain.settings
+    if settings.latency is not None or settings.accept_table_error or not path.exists() or _is_in_use(chain):
+        return False
+    return is_wrong(LatencyTable.load(path), settings.space)
 
 
 def _objective(settings: DesignSettings, costs: CostModel) -> Objective:

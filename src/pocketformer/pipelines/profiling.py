@@ -8,7 +8,7 @@ from pathlib import Path
 from pocketformer import files
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
-from pocketformer.devices import Check, LatencyTable
+from pocketformer.devices import LatencyTable
 from pocketformer.devices.candidates import write_network
 from pocketformer.devices.emit import check_format, emit
 from pocketformer.devices.manifest import Manifest
@@ -18,11 +18,11 @@ from pocketformer.devices.results import import_table
 from pocketformer.devices.whole import WholeMeasurement, measure_whole
 from pocketformer.errors import UserError
 from pocketformer.pipelines.settings import ProfileSettings
-from pocketformer.progress import Stage, say, stage
+from pocketformer.pipelines.tables import told, warn
+from pocketformer.progress import Stage, stage
 from pocketformer.runs import Ledger, alone
 
 _SESSIONS, _WHOLE_ROUNDS = 5, 30
-WORST_MEAN = 0.05  # of a check that is not said aloud
 
 
 def profile_space(
@@ -62,26 +62,8 @@ def profile_space(
             work=work,
             progress=report,
         )
-        if table.check is not None:
-            progress.update(progress.done, told(table.check))
+        progress.update(progress.done, told(table, space))
     return table
-
-
-def told(check: Check) -> str:
-    """The check in words."""
-    text = f"error on {len(check.networks)} unseen networks: mean {check.mean:.1%}, worst {check.worst:.1%}"
-    if check.repeatability is not None:
-        text += f"; two passes differ by {check.repeatability:.1%}"
-    return text
-
-
-def warn_if_wrong(table: LatencyTable) -> None:
-    """Says aloud that a table is not good."""
-    if table.check is not None and table.check.mean > WORST_MEAN:
-        say(
-            f"warning: the latency table's mean error on networks it has not seen is {table.check.mean:.1%}, above "
-            f"{WORST_MEAN:.0%}: profile again while the device is idle"
-        )
 
 
 def profile_file(
@@ -101,7 +83,7 @@ def profile_file(
             raise
         table.save(out)
         shutil.rmtree(work, ignore_errors=True)
-    warn_if_wrong(table)
+    warn(table, str(out), space)
     return table
 
 
@@ -137,9 +119,9 @@ def emit_models(
 def import_file(source: Path, manifest: Path | None, out: Path) -> LatencyTable:
     """`profile --import`: the table of times measured elsewhere, written to `out`."""
     _check_file(out)
-    table = import_table(source, manifest)
+    table, space = import_table(source, manifest)
     table.save(out)
-    warn_if_wrong(table)
+    warn(table, str(out), space)
     return table
 
 

@@ -1,5 +1,6 @@
 """`quickstart`: the whole chain on the images shipped with the package, in a few minutes on two cores."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pocketformer.architecture import SearchSpace
@@ -27,5 +28,5 @@ def quickstart_settings(seed: int = 0) -> DesignSettings:
     )
 
 
-def quickstart(out: str | Path, seed: int = 0) -> dict:
-    return design(quickstart_settings(seed), out)
+def quickstart(out: str | Path, seed: int = 0, accept_table_error: bool = False) -> dict:
+    return design(replace(quickstart_settings(seed), accept_table_error=accept_table_error), out)

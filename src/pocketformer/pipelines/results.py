@@ -18,8 +18,9 @@ _TITLES = {
     "found": "found by the search",
     "largest": "largest subnet",
     "smallest": "smallest subnet trained",
-    "random": "best random subnet of the same cost",
+    "random": "best random subnet",
 }
+SAME_COST = 0.05  # how far latencies as measured, and parameters, of networks "of the same cost" may be apart
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def collect(
         },
         "comparison": [_row(n, costs, goal) for n in networks],
         "random": _cloud(scored, space, costs, goal),
-        "verdict": verdict(networks),
+        "verdict": verdict(networks, costs),
         "search": _search(trajectory),
         "versions": versions(),
         "trainings": {
@@ -154,7 +155,19 @@ def _cloud(scored: list[dict], space, costs: CostModel, goal: Objective) -> list
     return cloud
 
 
-def verdict(networks: list[Compared]) -> dict:
+def _told_costs(found: Compared, other: Compared, costs: CostModel) -> str:
+    """How the costs of two networks compare, as measured."""
+    sizes = [costs(network.selection)["size"] for network in (found, other)]
+    if max(abs(found.latency / other.latency - 1), abs(sizes[0] / sizes[1] - 1)) <= SAME_COST:
+        return "of the same cost"
+    own, others = (
+        f"{network.latency:.3g} ms and {size:,.0f} parameters"
+        for network, size in zip((found, other), sizes, strict=True)
+    )
+    return f"of another cost ({others}; its own {own})"
+
+
+def verdict(networks: list[Compared], costs: CostModel) -> dict:
     """Found against the best random one on the same test images: difference, 95 % half width, and a sentence."""
     by_name = {n.name: n for n in networks}
     if by_name["found"].selection == by_name["largest"].selection:
@@ -166,15 +179,13 @@ def verdict(networks: list[Compared]) -> dict:
     figures = (
         f"{100 * mean:+.1f} points on test, 95 % interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f}"
     )
+    other = f"the best random subnet, {_told_costs(by_name['found'], by_name['random'], costs)}"
     if mean > half:
-        text = f"The search wins over the best random subnet of the same cost ({figures})."
+        text = f"The search wins over {other} ({figures})."
     elif mean > 0:
-        text = (
-            "The search is ahead of the best random subnet of the same cost, but by no more than these test "
-            f"images can tell ({figures})."
-        )
+        text = f"The search is ahead of {other}, but by no more than these test images can tell ({figures})."
     else:
-        text = f"The search did not win over the best random subnet of the same cost ({figures})."
+        text = f"The search did not win over {other} ({figures})."
     return {"difference": mean, "half_width": half, "text": text}
 
 

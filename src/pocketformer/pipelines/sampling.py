@@ -5,11 +5,11 @@ import math
 from dataclasses import asdict, dataclass
 
 from pocketformer.architecture import SearchSpace
-from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError
 from pocketformer.pipelines.costs import CostModel
 from pocketformer.pipelines.refusals import check_table
 from pocketformer.pipelines.settings import parse_budget
+from pocketformer.pipelines.tables import open_table
 from pocketformer.supernet.gumbel import NOISES
 from pocketformer.supernet.metapath import ALPHA_RATE
 from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich, Uniform
@@ -63,7 +63,7 @@ class Sampling:
         """Raises `UserError` for a table of another space, or a budget that no member is near."""
         if self.name != "latency":
             return (Uniform if self.name == "uniform" else Sandwich)(space, self.random, seed)
-        table = LatencyTable.load(self.latency)
+        table = open_table(self.latency, space)
         check_table(table, self.latency, space, num_classes)
         largest = CostModel(table, num_classes).largest(space)["latency"]
         budget = self.max_latency and parse_budget("latency", self.max_latency).of(largest)

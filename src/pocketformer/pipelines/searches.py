@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pocketformer import files, ranks
 from pocketformer.architecture import SearchSpace
-from pocketformer.devices import LatencyTable
 from pocketformer.devices.energy import EnergyTable, Power
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel
@@ -18,6 +17,7 @@ from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import images_of, load_supernet, recalibration, weights_of
+from pocketformer.pipelines.tables import open_table
 from pocketformer.progress import say, stage
 from pocketformer.runs import Inputs, Run, check_folder, held, read_config
 from pocketformer.search import Objective, Walk
@@ -66,7 +66,7 @@ class Goal:
 
 def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
     """Raises `UserError` for a table that does not answer for every member of the space."""
-    tables = {name: LatencyTable.load(file) for name, file in goal.tables.items()}
+    tables = {name: open_table(file, space) for name, file in goal.tables.items()}
     for name, table in tables.items():
         check_table(table, str(goal.tables[name]), space, num_classes)
     energy = goal.energy

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pocketformer.devices.table import DOUBTFUL
 from pocketformer.report.curves import latency_pairs
 from pocketformer.report.reading import Record, objects, part
 from pocketformer.report.sections import facts
@@ -97,8 +98,15 @@ def latencies(record: Record) -> str:
         number = len(objects(check, "networks"))
         sentences = (
             f"<p>On {number} whole networks that the latency table had not seen, its predictions were off by "
-            f"{percent(check['mean'], 1)} on average and by {percent(check['worst'], 1)} at worst.</p>"
+            f"{percent(check['mean'], 1)} on average and by {percent(check['worst'], 1)} at worst{_leaning(check)}.</p>"
         )
+        if check["mean"] > DOUBTFUL:
+            sentences += (
+                f"<p><strong>That is more than {percent(DOUBTFUL)}: what was found by this table may be another "
+                "network than a right one would find. Profile again while the device is idle.</strong></p>"
+            )
+    elif record.table:
+        sentences = "<p><strong>The latency table was not checked: its error is not known.</strong></p>"
     rows = ""
     for _, name, predicted, measured in latency_pairs(record):
         error = f"{100 * (predicted / measured - 1):+.1f} %"
@@ -109,6 +117,17 @@ def latencies(record: Record) -> str:
     head = "".join(f"<th scope='col'>{t}</th>" for t in ("Network", "Predicted", "Measured", "Error"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f"{sentences}<details><summary>The networks</summary><div class='scroll'>{table}</div></details>"
+
+
+def _leaning(check: dict) -> str:
+    """The check's bias and range, if it has them: tables of before do not."""
+    text = ""
+    if is_number(check.get("bias")):
+        text += f", with their sign by {100 * check['bias']:+.1f} %"
+    if isinstance(check.get("range"), list) and all(map(is_number, check["range"])):
+        low, high = check["range"]
+        text += f"; these networks take {percent(low)} to {percent(high)} of the largest's latency"
+    return text
 
 
 def provenance(record: Record) -> str:
