@@ -26,6 +26,8 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*){0,2}")
 def as_text(name: str) -> str:
     """A name of the file system as UTF-8 says it, in whatever encoding Python took it; bytes that are no UTF-8 stand as
     \\xNN. Can always be written."""
+    if _is_unicode(name):
+        return name
     try:
         raw = name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a character, out of JSON
@@ -136,9 +138,17 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def check_name(path: str | os.PathLike) -> None:
+    """Raises `UserError` if a file's or folder's name is no UTF-8: libraries that would read or write there take none
+    else."""
+    if as_text(str(path)) != str(path):
+        raise UserError(f"{path} cannot be written: the name is no UTF-8; give another one")
+
+
 def check_target(path: str | os.PathLike) -> None:
     """Raises `UserError` if no file can be written there: said before the work is done, not after."""
     path = Path(path)
+    check_name(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the file to write")
     parent = next(p for p in path.absolute().parents if p.exists())  # the folders below it will be made
@@ -150,11 +160,11 @@ def check_target(path: str | os.PathLike) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(as_text(text), encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def read_json(path: str | os.PathLike, what: str = "file") -> Any:
@@ -171,7 +181,29 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
 
 def as_json(value: Any) -> Any:
     """The value as it would be read back from JSON (tuples become lists, keys strings)."""
-    return json.loads(json.dumps(value))
+    return _as_text(json.loads(json.dumps(value)))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """As JSON that can be written: names that are no UTF-8 stand as `as_text` has them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(as_json(value), indent=indent, ensure_ascii=False)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {as_text(key): _as_text(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_as_text(part) for part in value]
+    return as_text(value) if isinstance(value, str) else value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Lines:
@@ -194,7 +226,7 @@ class Lines:
 
     @staticmethod
     def _dump(*lines: dict) -> bytes:
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        return "".join(json_text(line) + "\n" for line in lines).encode()
 
     @staticmethod
     def read(path: str | os.PathLike) -> list[dict]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pocketformer import ranks
+from pocketformer.files import as_text
 
 _LINE_EVERY = 10.0  # seconds between lines when stderr is no terminal
 
@@ -129,4 +130,4 @@ def stage(name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]
 def say(text: str) -> None:
     """One line for the person, on stderr; of several processes, the first's."""
     if ranks.first():
-        print(text, file=sys.stderr, flush=True)
+        print(as_text(text), file=sys.stderr, flush=True)

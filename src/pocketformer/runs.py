@@ -57,6 +57,7 @@ def check_folder(path: str | os.PathLike, command: str, settings: dict[str, Any]
     if not ranks.first():
         return
     path = Path(path)
+    files.check_name(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder for a run")
     if (path / "config.yaml").exists():

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from pocketformer import ranks
+from pocketformer.files import as_text
 
 _DENSE = [f"{task} {work}" for task in ("detect", "segment") for work in ("train", "evaluate")]
 _MANY = ("train", "supernet", "search", "evaluate", *_DENSE)  # commands that share their work between processes
@@ -14,12 +15,25 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """0 success; 2 a user's mistake; 1 the work failed or was refused; 130 interrupted."""
+    if arguments is None:
+        _speak_utf8()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _run(arguments or ["--help"])
     except KeyboardInterrupt:  # while the first modules were still being read
         code = _fail("interrupted", 130)
     sys.exit(code)
+
+
+def _speak_utf8() -> None:
+    """Starts this command again in Python's UTF-8 mode where the locale has another encoding: names of files and
+    classes are UTF-8 in all that is written and read, and libraries take no others."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        environment = {**os.environ, "PYTHONUTF8": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
@@ -74,7 +88,7 @@ def _check_ranks(arguments: list[str]) -> None:
 
 
 def _fail(message: object, code: int) -> int:
-    text = " ".join(str(message).split())
+    text = " ".join(as_text(str(message)).split())
     if ranks.tells():
         print(f"pocketformer: {text}", file=sys.stderr)
     return code

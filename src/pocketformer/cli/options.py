@@ -1,6 +1,5 @@
 """Options that several commands share, how they are checked, and what they turn into."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -257,4 +256,6 @@ def pick_space(name: str | None, data: str):
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    from pocketformer.files import json_text
+
+    print(json_text(value))

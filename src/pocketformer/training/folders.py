@@ -12,7 +12,7 @@ from pocketformer.errors import UserError
 from pocketformer.files import as_text
 from pocketformer.training.layouts import Classes, Layout, class_name, holds_splits, matched_classes, read_layout
 from pocketformer.training.opening import open_image
-from pocketformer.training.sources import Found, Sample, some, stamp_and_sizes
+from pocketformer.training.sources import Found, Sample, shown, some, stamp_and_sizes
 from pocketformer.training.strings import Strings
 from pocketformer.training.trees import passed_over, read_tree
 
@@ -40,7 +40,7 @@ class FolderImages:
             return file.read(count)
 
     def name(self, row: int) -> str:
-        return as_text(Path(self.names[row]).as_posix())
+        return shown(Path(self.names[row]).as_posix())
 
     def path(self, row: int) -> str:
         """Of a file, from its class's folder on."""
@@ -91,7 +91,7 @@ def find_labelled(source: str, root: Path, known: Sequence[str] | None) -> Found
     inside = f"{source.rstrip(os.sep)}/{layout.names[split].rstrip(os.sep)}" if layout.names[split] else source
     found = parts[split]
     if not found:
-        raise UserError(f"{as_text(str(root))}: has no class folders; images belong into one sub-folder per class")
+        raise UserError(f"{shown(str(root))}: has no class folders; images belong into one sub-folder per class")
     if known is None:
         return _found(inside, root, layout, [found], tuple(found), notes, all_test=True)
     names = {class_name(name): name for name in known}
@@ -116,7 +116,7 @@ def has_splits(folder: Path) -> bool:
 
 
 def _checked(classes: Classes, folder: Path) -> tuple[str, ...]:
-    where = as_text(str(folder))
+    where = shown(str(folder))
     if not classes:
         raise UserError(f"{where}: has no class folders; images belong into one sub-folder per class")
     if len(classes) == 1:

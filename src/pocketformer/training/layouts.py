@@ -67,7 +67,7 @@ def read_layout(source: str, top: Tree, known: Collection[str] = ()) -> Layout:
             inner += way
             if classes := _labelled(split, way[-1], splits, notes):
                 parts[split], names[split] = classes, f"{shown(folder.name)}/"
-        return Layout(parts, names, (*around, *inner), tuple(notes))
+        return Layout(parts, names, (*around, *inner), tuple(dict.fromkeys(notes)))
     turned = _splits_in_classes(source, around[-1], notes)
     if turned:
         inner = [folder for folder in around[-1].folders]
@@ -205,7 +205,7 @@ def _told_empty(source: str, top: Tree) -> None:
 def _classes(top: Tree, notes: list[str]) -> Classes:
     """Class name -> its folders, one but where names differ by their Unicode form only. May be empty; a class without
     images is an error."""
-    _told_empty(as_text(top.path), top)
+    _told_empty(shown(top.path), top)
     classes: Classes = {}
     for folder in top.folders:
         classes.setdefault(class_name(folder.name), []).append(folder)
