@@ -12,7 +12,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
-from pocketformer.models import layouts, tables, weights
+from pocketformer.models import layouts, parts, tables, weights
 
 if TYPE_CHECKING:
     from pocketformer.models.network import Network
@@ -91,11 +91,13 @@ def matched(
     strict: bool = True,
 ) -> tuple[State, Loaded]:
     """The tensors for `model`, which is left as it is, under its names; not `strict`: as many as there are."""
-    layout, names = recognise(model, found, path, strict)
+    layout, names, found = recognise(model, found, path, strict)
     own = model.state_dict()
     given = {ours: found.tensors[theirs] for ours, theirs in names.items() if theirs in found.tensors}
     named = set(names.values())
     extra = [name for name in found.tensors if name not in named and not _spare(name)]
+    beside = [name for name in extra if parts.is_beside(name)]
+    extra = [name for name in extra if name not in beside]
 
     heads, dropped, copied, notes = _heads(own, found.tensors)
     given = {name: tensor for name, tensor in given.items() if not _is_head(name)} | heads
@@ -108,13 +110,19 @@ def matched(
     if normless and (norms := sorted(name for name in extra if _MAP_NORM.match(name))):
         extra = [name for name in extra if name not in norms]
         notes.append(f"the detector's norms of maps ({weights.first(dict.fromkeys(n[:5] for n in norms), 4)}) left out")
+    if beside:
+        notes.append(f"left out of the file: {parts.first(dict.fromkeys(_owner(name) for name in beside))}")
     given = {name: t.flatten() if name.endswith(".gamma") else t for name, t in given.items()}
+    given, note_of_channels = for_channels(model, given)
+    notes += note_of_channels
     stated = resolution or found.resolution
     given, resampled, note = tables.at_grids(model, given, stated, square=layout == "official", path=path)
 
     wrong = []
     for name, tensor in own.items():
         if name in given:
+            if name.endswith("num_batches_tracked") and tables.is_plain(given[name]):
+                given[name] = given[name].to(tensor.dtype)  # halved with the rest, in some files
             wrong += [f"{names[name]} is {why}" for why in _misfit(given[name], tensor)]
         elif strict and not _may_lack(name, given) and not (normless and name.startswith("norm.")):
             wrong.append(f"{names[name]} {_text(tensor)} is missing")
@@ -123,13 +131,16 @@ def matched(
         count = f"{len(wrong)} differences, first " if len(wrong) > 3 else ""
         raise UserError(f"weights {path} ({layout} layout) do not fit this model: {count}{'; '.join(wrong[:3])}")
     normalisation = found.normalisation or (_IMAGENET if layout != layouts.OURS else None)
+    if normalisation is not None:
+        normalisation = tuple(_per_channel(values, model.in_chans) for values in normalisation)
     return given, Loaded(Path(path), layout, dropped, copied, resampled, normalisation, (*found.notes, *notes, *note))
 
 
 def recognise(
     model: "Network", found: weights.Weights, path: str | os.PathLike, strict: bool = True
-) -> tuple[str, dict[str, str]]:
-    """The layout whose names for this network, unpruned, the file has most of, and these names: {ours: theirs}."""
+) -> tuple[str, dict[str, str], weights.Weights]:
+    """The layout whose names for this network, unpruned, the file has most of, these names ({ours: theirs}), and the
+    part of the file that has them."""
     best: tuple[float, str, dict[str, str]] = (0, "", {})
     keys = list(_unpruned(model).state_dict())
     for layout in layouts.LAYOUTS:
@@ -138,7 +149,7 @@ def recognise(
         except UserError:  # the layout cannot hold this network, so the file is not of this layout or network
             continue
         names = {ours: theirs.replace("dist_head.", "head_dist.") for ours, theirs in names.items()}
-        count = sum(theirs in found.tensors for theirs in names.values())
+        count = max(parts.count(found.tensors, set(names.values())).values(), default=0)
         best = max(best, (count, layout, names), key=lambda candidate: candidate[0])
     count, layout, names = best
     if count < _RECOGNISED * len(model.state_dict()) * strict or not names:
@@ -146,7 +157,7 @@ def recognise(
             f"weights {path} fit neither this model nor a layout of it: they begin with {weights.first(found.tensors)}"
             f" (this model has {weights.first(model.state_dict())})"
         )
-    return layout, names
+    return layout, names, found.of(set(names.values()), path)
 
 
 def export_checkpoint(model: "Network", layout: str = "official") -> State:
@@ -222,6 +233,30 @@ def _set_normalisation(model: torch.nn.Module, channels: int, values: weights.No
 
 
 # --- the parts of a file that may differ
+
+
+def _owner(name: str) -> str:
+    """Whose tensor one beside a network's is: what a profiler left in each layer is of one kind."""
+    return name.rpartition(".")[2] if name.endswith(("total_ops", "total_params", "n_averaged")) else name.split(".")[0]
+
+
+def for_channels(model: "Network", given: State) -> tuple[State, list[str]]:
+    """The tensors with the first convolution for the model's number of channels; and a note if it had another."""
+    name = f"{model._traits['first_conv']}.weight"
+    weight = given.get(name)
+    if weight is None or weight.ndim != 4 or not weight.is_floating_point() or not tables.is_plain(weight):
+        return given, []
+    channels = weight.shape[1]
+    if channels in (0, model.in_chans):
+        return given, []
+    how = "summed" if model.in_chans == 1 else "repeated and scaled" if channels < model.in_chans else "cut and scaled"
+    note = f"the first convolution was {how}: the file's images have {channels} channels, this model's {model.in_chans}"
+    return {**given, name: parts.adapted(weight, model.in_chans)}, [note]
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Mean or std of images with another number of channels, as their first convolution is adapted."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _spare(name: str) -> bool:

@@ -1,7 +1,8 @@
 """State dicts of any layout where timm hands over tensors, not a file for `load_checkpoint`."""
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ def converted(
     `load_checkpoint` does.
     """
     twin = type(model)(model.architecture, num_classes, model.resolution, model.distilled, in_chans)
-    _tell(checkpoints.fit(twin, _weights(state, resolution), _SOURCE))
+    _tell(checkpoints.fit(twin, _weights(state, resolution), _SOURCE).notes)
     return twin.state_dict()
 
 
@@ -36,10 +37,12 @@ def renamed(state: Mapping[str, Any], model: "Network", strict: bool = True) -> 
     """For `load_state_dict`: as it is where its names are the model's, which no layout but ours has of the stem's
     norm; else converted as above, without `strict` what there is of it."""
     if any(name in state for name in ("stem.conv1.norm.weight", "stem.conv.norm.weight")):
+        state, notes = checkpoints.for_channels(model, state)
+        _tell(notes)
         return state
     found = _weights(state)
     try:
-        layout, _ = checkpoints.recognise(model, found, _SOURCE, strict=False)
+        layout, _, found = checkpoints.recognise(model, found, _SOURCE, strict=False)
     except UserError:
         if strict:
             raise
@@ -47,16 +50,37 @@ def renamed(state: Mapping[str, Any], model: "Network", strict: bool = True) -> 
     if layout == layouts.OURS and any(name in state for name in found.tensors):
         return state
     given, loaded = checkpoints.matched(model, found, _SOURCE, strict=strict)
-    _tell(loaded)
+    _tell(loaded.notes)
     return {**model.state_dict(), **given} if strict else given
+
+
+class Wrapped:
+    """Before timm's wrapper of a network's features loads a state dict: whatever layout it has, under the names that
+    the wrapper gives to the tensors. What the wrapper left of the network is left of the file."""
+
+    def __init__(self, network: "Network", wrapper: torch.nn.Module):
+        names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+        found = wrapper.state_dict(keep_vars=True).items()
+        self.names = {theirs: names[id(tensor)] for theirs, tensor in found}
+        self.shape = copy.deepcopy(network).to("meta")
+        self.shape.reset_classifier(0)
+
+    def __call__(self, wrapper: torch.nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if prefix or state.keys() <= self.names.keys():  # its own
+            return
+        given, loaded = checkpoints.matched(self.shape, _weights(state), _SOURCE)
+        _tell(loaded.notes)
+        own = wrapper.state_dict()
+        state.clear()
+        state.update({theirs: given.get(ours, own[theirs]) for theirs, ours in self.names.items()})
 
 
 def _weights(state: Mapping[str, Any], resolution: Grid | None = None) -> weights.Weights:
     tensors = {name: t for name, t in state.items() if isinstance(t, torch.Tensor)}
     on_host = {name: t if t.is_meta else t.cpu() for name, t in tensors.items()}
-    return weights.named(on_host, resolution, None)
+    return weights.named(on_host, resolution)
 
 
-def _tell(loaded: checkpoints.Loaded) -> None:
-    for note in loaded.notes:
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
         logging.getLogger("pocketformer").warning("%s", note)

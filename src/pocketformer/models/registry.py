@@ -113,9 +113,10 @@ def _build(name: str, architecture: Architecture, pretrained: bool, **kwargs: An
                 f"{name} has no weights to download: build it without pretrained=True, then call "
                 "pocketformer.load_checkpoint(model, path)"
             )
+    made: list[Network] = []
     stages = tuple(range(len(architecture.stages)))
-    return build_model_with_cfg(
-        _network,
+    model = build_model_with_cfg(
+        lambda **given: made.append(_network(**given)) or made[0],
         name,
         pretrained,
         feature_cfg={"feature_cls": "getter", "out_indices": stages, "flatten_sequential": True},
@@ -123,6 +124,9 @@ def _build(name: str, architecture: Architecture, pretrained: bool, **kwargs: An
         architecture=architecture,
         **kwargs,
     )
+    if model is not made[0]:  # of features: timm hands the tensors of `checkpoint_path` to its wrapper
+        model.register_load_state_dict_pre_hook(conversion.Wrapped(made[0], model))
+    return model
 
 
 def _filter(state: dict[str, torch.Tensor], model: Network) -> dict[str, torch.Tensor]:

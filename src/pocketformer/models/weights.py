@@ -4,9 +4,9 @@ import argparse
 import json
 import os
 import pickletools
-import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +16,69 @@ from safetensors import SafetensorError, safe_open
 from pocketformer import files
 from pocketformer.architecture.design import Grid
 from pocketformer.errors import UserError
+from pocketformer.models import labels, parts, pickles
+from pocketformer.models.parts import first, shown
+from pocketformer.models.pickles import Placeholder
 
-# Where training programs keep weights beside optimisers and the like: the official ones, timm's, others.
-_TRAINED, _AVERAGED = ("model", "state_dict"), ("model_ema", "state_dict_ema")
 NAMES = ("model.safetensors", "pytorch_model.bin")  # of the weights in a folder: ours and Hugging Face's, older ones
+INDEX = "model.safetensors.index.json"  # of weights in several files
 HEADER = "pocketformer"  # the only entry in the header of our files, which has no order: equal files are equal bytes
+_HOW = "save the state dict alone (torch.save(model.state_dict(), FILE))"
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name as in the file, but for what programs put in front of names and for the distillation head, which
-    is `head_dist` throughout; the resolution and (mean, std) that the file or the `config.json` beside it states (ours
-    and Hugging Face's do), else None; and what was passed over, in sentences."""
+    """All tensors of a file by their dotted names, and how the names of the dictionary begin that each lay in; the
+    resolution, the (mean, std) and the names of the classes that the file or the `config.json` beside it states, else
+    None; and what was passed over, in sentences."""
 
     tensors: dict[str, torch.Tensor]
     resolution: Grid | None = None
     normalisation: Normalisation | None = None
+    classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    homes: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, wanted: Collection[str], path: str | os.PathLike = "") -> "Weights":
+        """Of a network with the wanted names: its tensors by these names, wherever they lie in the file."""
+        votes = parts.count(self.tensors, wanted)
+        prefix = parts.choose(votes, self.tensors, path)
+        part = parts.take(prefix, votes, self.tensors, self.homes)
+        return replace(self, tensors=part.tensors, homes={}, notes=(*self.notes, *part.notes))
 
 
 def read(path: str | os.PathLike, ema: bool = False) -> Weights:
-    """Reads a torch file, a safetensors file, or a folder of ours or Hugging Face's; with `ema` the averaged weights.
+    """Reads a torch file, a safetensors file, or a folder of ours or Hugging Face's; with `ema` the averaged weights
+    are meant.
 
-    Raises `UserError` for what is missing, damaged, holds pickled code, or no weights.
+    Raises `UserError` for what is missing, damaged, holds code, or no weights.
     """
     path = Path(path)
     if path.is_dir():
         path = _in_folder(path)
-    about = {}
-    if path.suffix == ".safetensors":
-        tensors, about = _safetensors(path)
-        if ema:
-            raise UserError(f"{path} holds one set of weights, none of them averaged (ema)")
+    if path.name.endswith(INDEX.removeprefix("model")):
+        value, header = _shards(path), {}
+    elif path.suffix == ".safetensors":
+        value, header = _safetensors(path)
     else:
-        tensors = _contained(path, _read_torch(path), ema)
-    return named(tensors, *_stated(path, about))
+        value, header = _read_torch(path), {}
+    found = named(_contained(path, value), *_stated(path, header, value))
+    return replace(found, tensors=parts.averaged_only(found.tensors, path)) if ema else found
 
 
-def named(tensors: dict[str, torch.Tensor], *stated: Any) -> Weights:
-    """Tensors under the names that the network itself gives them."""
-    tensors, notes = _of_backbone(_stripped(tensors))
-    tensors = {re.sub(r"^dist_head\.", "head_dist.", name): tensor for name, tensor in tensors.items()}
-    return Weights(tensors, *(stated or (None, None)), notes)
+def named(
+    value: Any,
+    resolution: Grid | None = None,
+    normalisation: Normalisation | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Weights:
+    """The tensors of nested dictionaries, and what is stated of them."""
+    tensors, homes = parts.flat(value)
+    names = parts.plain_names(tensors)
+    homes = dict(zip(names, homes.values(), strict=True))
+    return Weights(dict(zip(names, tensors.values(), strict=True)), resolution, normalisation, classes, (), homes)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -77,17 +96,35 @@ def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise UserError(f"weights {path} cannot be read: {error}") from None
 
 
-def _stated(path: Path, header: dict[str, str]) -> tuple[Grid | None, Normalisation | None]:
-    """Resolution and normalisation by the header of a file, or else by the `config.json` of its folder."""
+def _shards(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of several files of one folder, as their index lists them."""
+    index = files.read_json(path, "index of weights")
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(n, str) and Path(n).name == n for n in listed.values()):
+        raise UserError(f"{path} is no index of weights in files beside it (weight_map)")
+    tensors = {}
+    for name in dict.fromkeys(listed.values()):
+        tensors |= read_safetensors(path.with_name(name))
+    if lost := [name for name in listed if name not in tensors]:
+        raise UserError(f"{path}: {len(lost)} tensors are in none of its files, first {first(lost)}")
+    return tensors
+
+
+def _stated(
+    path: Path, header: dict[str, str], value: Any
+) -> tuple[Grid | None, Normalisation | None, tuple[str, ...] | None]:
+    """Resolution, normalisation and classes by the header of a file, or else by the `config.json` of its folder."""
     config, found = path.with_name("config.json"), {}
-    if path.name in NAMES and config.is_file():
+    if path.name in (*NAMES, INDEX) and config.is_file():
         found = files.read_json(config, "model configuration")
         found = found if isinstance(found, dict) else {}
+    own = _header(path, header)
+    classes = labels.stated(own) or labels.stated(header) or labels.stated(value) or labels.stated(found)
     cfg = found.get("pretrained_cfg")  # timm's
     cfg = cfg if isinstance(cfg, dict) else {}
     try:
         size = cfg["input_size"][1:] if "input_size" in cfg else None
-        found = {"resolution": size, **cfg, **found, **json.loads(header.get(HEADER, "{}"))}
+        found = {"resolution": size, **cfg, **found, **own}
         resolution = None if found["resolution"] is None else _grid(found["resolution"])
     except (ValueError, TypeError):
         raise UserError(f"weights {path}: the stated resolution is none") from None
@@ -97,7 +134,18 @@ def _stated(path: Path, header: dict[str, str]) -> tuple[Grid | None, Normalisat
             raise ValueError
     except (ValueError, TypeError):
         raise UserError(f"weights {path}: the stated mean and std are none") from None
-    return resolution, tuple(values) or None
+    return resolution, tuple(values) or None, classes
+
+
+def _header(path: Path, header: dict[str, str]) -> dict[str, Any]:
+    """What our files say in their header."""
+    try:
+        found = json.loads(header.get(HEADER, "{}"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"weights {path}: the stated resolution is none")
+    return found
 
 
 def _grid(value: Any) -> Grid:
@@ -114,7 +162,7 @@ def is_supernet(folder: Path) -> bool:
 
 
 def _in_folder(path: Path) -> Path:
-    for name in NAMES:
+    for name in (*NAMES, INDEX):
         if (path / name).is_file():
             break
     else:
@@ -136,12 +184,27 @@ def _read_torch(path: Path) -> Any:
         with file, torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how the file was written
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file makes torch raise, whose texts advise to load it unsafely
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if code := found[1] if found else _pickled_code(path):
-            what = f"{path} holds more than weights (pickled {shown(code)}), which may be code: not loaded"
-            raise UserError(f"{what}; save the state dict alone") from None
-        raise UserError(f"weights {path} cannot be read: damaged, cut off, or no file of weights") from None
+    except Exception:  # whatever a file makes torch raise, whose texts advise to load it unsafely
+        pass
+    return _read_beside(path)
+
+
+def _read_beside(path: Path) -> Any:
+    """As above of a file that torch's careful reader refuses: for other objects beside the weights, or for good."""
+    if pickles.is_program(path):
+        raise UserError(f"{path} holds more than weights (TorchScript, which is code): not loaded; {_HOW}")
+    try:
+        value, names = pickles.read(path)
+        code = pickles.code_among(names)
+    except Exception:  # whatever damage makes of it
+        value, code = None, _pickled_code(path)
+    if code is not None:
+        raise UserError(
+            f"{path} holds more than weights (pickled {shown(code)}), which may be code: not loaded; {_HOW}"
+        )
+    if value is None:
+        raise UserError(f"weights {path} cannot be read: damaged, cut off, or no file of weights")
+    return value
 
 
 def _pickled_code(path: Path) -> str | None:
@@ -159,53 +222,16 @@ def _pickled_code(path: Path) -> str | None:
     return found
 
 
-def _contained(path: Path, value: Any, ema: bool) -> dict[str, torch.Tensor]:
-    """The state dict in what a file held."""
+def _contained(path: Path, value: Any) -> Any:
+    """What a file held, if there are tensors in it."""
+    if any(not name.startswith(("optim", "sched", "scaler")) for name in parts.flat(value)[0]):
+        return value
+    among = [value, *(value.values() if isinstance(value, dict) else ())]
+    if module := next((v for v in among if isinstance(v, Placeholder) and "_modules" in v.attributes), None):
+        raise UserError(
+            f"{path} holds more than weights (a whole pickled {shown(module.name)}), which is code: not loaded; {_HOW}"
+        )
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no weights but a {type(value).__name__}")
-    for name in _AVERAGED if ema else (*_TRAINED, *_AVERAGED):
-        if isinstance(value.get(name), dict):
-            value = value[name]
-            break
-    else:
-        if ema:
-            raise UserError(f"{path} holds no averaged weights ({' or '.join(_AVERAGED)})")
-    tensors = {name: t for name, t in value.items() if isinstance(name, str) and isinstance(t, torch.Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no weights; its first entries are {first(value)}")
-    return tensors
-
-
-def first(names: Any, count: int = 3) -> str:
-    """The first few of some names, to be told to a person."""
-    names = [shown(str(name)) for name in names]
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "") if names else "none"
-
-
-def shown(name: str) -> str:
-    """A name out of a file as a person's terminal may get it."""
-    return (name if name.isprintable() else ascii(name))[:100]
-
-
-def _stripped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without what parallel training, compilation, averaging and timm's wrapper of features put in front of names."""
-    tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] != "n_averaged"}
-    names = [_bare(name) for name in tensors]
-    if names and all(name.startswith("model.") for name in names):
-        names = [_bare(name.removeprefix("model.")) for name in names]
-    if len(set(names)) < len(names):  # two networks in one, then
-        return tensors
-    return dict(zip(names, tensors.values(), strict=True))
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"^((module|_orig_mod)\.)+", "", name).replace("._orig_mod.", ".")
-
-
-def _of_backbone(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Of a detector's file the tensors of the backbone, and what else there was."""
-    inside = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    if not inside or len(inside) == len(tensors):
-        return inside or tensors, ()
-    parts = dict.fromkeys(name.split(".")[0] for name in tensors if not name.startswith("backbone."))
-    return inside, (f"of the file only its backbone was taken, not {first(parts)}",)
+        kind = value.name if isinstance(value, Placeholder) else type(value).__name__
+        raise UserError(f"{path} holds no weights but a {shown(kind)}")
+    raise UserError(f"{path} holds no weights; its first entries are {first(value)}")

@@ -149,7 +149,9 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
 def load_file(path: str | os.PathLike, architecture: Architecture) -> tuple[Network, dict]:
     """The network of weights alone (`models.load_checkpoint`), in eval mode, with the file's heads; and of its
     `config.json` what can be known."""
-    found = weights.read(path)
+    with torch.device("meta"):
+        shape = create_model(architecture)
+    _, _, found = checkpoints.recognise(shape, weights.read(path), path)
     head = found.tensors.get("head.weight")
     if head is None or head.ndim != 2:
         raise UserError(f"{path} holds no classifier (head.weight)")
@@ -157,7 +159,8 @@ def load_file(path: str | os.PathLike, architecture: Architecture) -> tuple[Netw
     loaded = checkpoints.fit(model, found, path)
     for note in loaded.notes:
         say(f"note: {note}")
-    return model.eval(), {"classes": None, "data": {}}
+    classes = found.classes if found.classes is not None and len(found.classes) == len(head) else None
+    return model.eval(), {"classes": classes and list(classes), "data": {}}
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

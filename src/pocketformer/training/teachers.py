@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.models import weights
+from pocketformer.models import parts, weights
 from pocketformer.models.weights import Weights
 from pocketformer.progress import say, stage
+from pocketformer.training import class_order
+from pocketformer.training.class_order import ClassOrder, few
 
 # The papers' teacher is DeiT's; under the bare name timm now has other weights.
 _PAPERS = {"regnety_160": "regnety_160.deit_in1k"}
@@ -36,14 +38,16 @@ def check_distillation(teacher: str | None, distillation: str) -> None:
         raise UserError("--distillation says how to learn from a teacher: give --teacher")
 
 
-def load_teacher(text: str, classes: tuple[str, ...], size: tuple[int, int]) -> nn.Module:
+def load_teacher(
+    text: str, classes: tuple[str, ...], size: tuple[int, int], order: ClassOrder | None = None
+) -> nn.Module:
     """A teacher from `NAME` (timm's pretrained weights) or `NAME=FILE` (safetensors, or a torch file of tensors alone);
     frozen, in eval mode, channels last.
 
     Its `pretrained_cfg` has the mean and std of its images: timm's of that name, or what the file states (ours and
-    Hugging Face's do). A head of ImageNet classes is cut to `classes` where these are named by synsets (n01440764,
-    ...), which is said. Raises `UserError` in one line unless it answers for exactly the data's classes on images of
-    `size` (height, width).
+    Hugging Face's do). Classes are matched by name where the file states them, and an ImageNet head by synsets
+    (n01440764, ...); others are in `order`. What is cut or permuted is said. Raises `UserError` in one line unless it
+    answers for exactly the data's classes on images of `size` (height, width).
     """
     import timm
 
@@ -52,19 +56,19 @@ def load_teacher(text: str, classes: tuple[str, ...], size: tuple[int, int]) -> 
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UserError(f"teacher {name!r} is not a timm model{hint}")
-    teacher = _of_file(name, Path(file), classes) if file else _published(name, classes)
+    teacher = _of_file(name, Path(file), classes, order) if file else _published(name, classes, order)
     teacher = teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     _try(teacher, name, len(classes), size)
     return teacher
 
 
-def _published(name: str, classes: tuple[str, ...]) -> nn.Module:
+def _published(name: str, classes: tuple[str, ...], order: ClassOrder | None) -> nn.Module:
     import timm
 
     published = timm.get_pretrained_cfg(_PAPERS.get(name, name), allow_unregistered=True)
     if published is None or not published.has_weights:
         raise UserError(f"teacher {name}: timm has no weights of it; give {name}=FILE")
-    rows = _rows(published.num_classes, classes)
+    rows = _rows(f"teacher {name}", None, published.num_classes, classes, order)
     if rows is None:  # timm would give it a new head, which knows nothing
         raise UserError(
             f"teacher {name}: knows {published.num_classes} classes, the data has {len(classes)}"
@@ -80,33 +84,56 @@ def _published(name: str, classes: tuple[str, ...]) -> nn.Module:
     return _fitted(teacher, name, rows)
 
 
-def _of_file(name: str, file: Path, classes: tuple[str, ...]) -> nn.Module:
+def _of_file(name: str, file: Path, classes: tuple[str, ...], order: ClassOrder | None) -> nn.Module:
     import timm
 
     if not file.exists():
         raise UserError(f"teacher weights not found: {file}")
     found = weights.read(file)
-    known = _classes_of(name, file, found)
-    rows = _rows(known, classes)
-    if rows is None:
-        raise UserError(f"teacher {name}: {file} knows {known} classes, the data has {len(classes)}{_unnamed(known)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        teacher = timm.create_model(name, num_classes=known)
+        teacher = timm.create_model(name)
+    found = found.of(teacher.state_dict(), file)
+    known = _classes_of(name, file, found)
+    rows = _rows(f"teacher {file}", found.classes, known, classes, order)
+    if rows is None:
+        named = f" ({few(found.classes)})" if found.classes and len(found.classes) == known else ""
+        theirs = f"{len(classes)} ({few(classes)})" if named else len(classes)
+        raise UserError(f"teacher {name}: {file} knows {known} classes{named}, the data has {theirs}{_unnamed(known)}")
+    if known != teacher.num_classes:
+        teacher.reset_classifier(known)
     own = teacher.state_dict()
+    given, notes = _given(teacher, found)
     counters = {n for n in own if n.endswith("num_batches_tracked")}  # not in every file, and without effect
-    wrong = [n for n in own if n in found.tensors and found.tensors[n].shape != own[n].shape]
-    wrong += [n for n in own if n not in found.tensors and n not in counters]
-    wrong += [n for n in found.tensors if n not in own]
+    wrong = [n for n in own if n in given and given[n].shape != own[n].shape]
+    wrong += [n for n in own if n not in given and n not in counters]
+    wrong += [n for n in given if n not in own]
     if wrong:
         raise UserError(
             f"teacher {name}: {file} holds no weights of it: {len(wrong)} tensors differ, first {weights.first(wrong)}"
         )
-    teacher.load_state_dict({**{n: own[n] for n in counters}, **found.tensors})
+    teacher.load_state_dict({**{n: own[n] for n in counters}, **given})
+    for note in notes:
+        say(f"note: teacher {name}: {note}")
     if found.normalisation is not None:
         mean, std = found.normalisation
         teacher.pretrained_cfg = {**teacher.pretrained_cfg, "mean": mean, "std": std}
-    return _fitted(teacher, name, rows)
+    return _fitted(teacher, name, rows, "ImageNet " if infer_subset(known) else "")
+
+
+def _given(teacher: nn.Module, found: Weights) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The file's tensors without those that are kept beside a network's, for images of three channels; and notes."""
+    given, notes, own = dict(found.tensors), list(found.notes), teacher.state_dict()
+    for name in [n for n in given if n not in own and parts.is_beside(n)]:
+        del given[name]
+    stem = teacher.pretrained_cfg.get("first_conv")
+    stem = f"{stem}.weight" if isinstance(stem, str) else ""
+    if stem in given and stem in own and given[stem].ndim == own[stem].ndim == 4:
+        channels, wanted = given[stem].shape[1], own[stem].shape[1]
+        if channels not in (0, wanted):
+            given[stem] = parts.adapted(given[stem], wanted)
+            notes.append(f"its first convolution, for images of {channels} channels, was adapted to {wanted}")
+    return given, notes
 
 
 def _classes_of(name: str, file: Path, found: Weights) -> int:
@@ -122,34 +149,43 @@ def _classes_of(name: str, file: Path, found: Weights) -> int:
     return len(tensor)
 
 
-def _rows(known: int, classes: tuple[str, ...]) -> list[int] | None:
+def _rows(
+    what: str, named: tuple[str, ...] | None, known: int, classes: tuple[str, ...], order: ClassOrder | None
+) -> list[int] | None:
     """Which of a head's `known` classes are the data's, in the data's order; None: they do not fit.
 
-    Classes that are named by ImageNet's synsets are found by name, others by their number.
+    By the names that the file states; else by ImageNet's synsets, if the data's classes are named so; else by number.
     """
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data import ImageNetInfo
 
-    subset = infer_imagenet_subset({"num_classes": known})
-    if subset is not None:
-        place = {synset: row for row, synset in enumerate(ImageNetInfo(subset).label_names())}
-        if all(name in place for name in classes):
-            return [place[name] for name in classes]
-    return list(range(known)) if known == len(classes) else None
+    if named is None and (subset := infer_subset(known)) is not None:
+        synsets = tuple(ImageNetInfo(subset).label_names())
+        if set(classes) <= set(synsets):
+            named = synsets
+    return class_order.rows(named, known, classes, order, what, part=True)
+
+
+def infer_subset(known: int) -> str | None:
+    """Which of ImageNet's sets of classes has so many."""
+    from timm.data import infer_imagenet_subset
+
+    return infer_imagenet_subset({"num_classes": known})
 
 
 def _unnamed(known: int) -> str:
     """Why a head that looks like ImageNet's was not cut."""
-    from timm.data import infer_imagenet_subset
-
-    if infer_imagenet_subset({"num_classes": known}) is None:
+    if infer_subset(known) is None:
         return ""
     return " (a head of ImageNet is cut to classes that are named by its synsets, as n01440764)"
 
 
-def _fitted(teacher: nn.Module, name: str, rows: list[int]) -> nn.Module:
+def _fitted(teacher: nn.Module, name: str, rows: list[int], kind: str = "ImageNet ") -> nn.Module:
     if rows == list(range(teacher.num_classes)):
         return teacher
-    say(f"note: teacher {name}: of its {teacher.num_classes} ImageNet classes, the data's {len(rows)} answer")
+    if len(rows) < teacher.num_classes:
+        say(f"note: teacher {name}: of its {teacher.num_classes} {kind}classes, the data's {len(rows)} answer")
+    else:
+        say(f"note: teacher {name}: its {len(rows)} classes are in another order, and are matched by name")
     return Cut(teacher, rows)
 
 
