@@ -324,6 +324,26 @@ def test_an_orientation_that_is_none_turns_nothing():
         np.testing.assert_array_equal(see(open_image(io.BytesIO(png(values, 8, 2, turn=turn)))).image, values)
 
 
+def test_an_image_that_was_decoded_before_has_the_same_pixels(tmp_path):
+    """Asking a PNG file for its EXIF decodes it."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 1000, (H, W, 3)).astype(np.uint16)
+    files = {
+        "a.png": png(values, 16, 2, turn=6),
+        "b.tif": tiff([values], 2, packed=True),
+        "c.tif": tiff([rng.random((H, W)).astype(np.float32)], order=">", packed=True),
+        "e.png": png(values[..., 0] % 4, 2, clear=b"\0\1"),
+        "d.png": png(np.concatenate([values, values[..., :1] * 0 + 65535], axis=2), 16, 6),
+    }
+    for name, raw in files.items():
+        (tmp_path / name).write_bytes(raw)
+        for file in (tmp_path / name, io.BytesIO(raw)):
+            image = open_image(file)
+            image.getexif()
+            image.load()
+            assert np.array_equal(see(image).image, see(open_image(io.BytesIO(raw))).image), name
+
+
 def test_a_depth_survives_its_record():
     for depth in (Depth(), Depth(12), Depth(14, True), Depth(None, False, (0.0, 1.0)), Depth(16, False, (-3.5, 1e9))):
         assert Depth.of_record(depth.recorded()) == depth

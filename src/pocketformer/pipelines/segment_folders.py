@@ -15,6 +15,8 @@ from pocketformer.dense.segmentation.segmenter import Segmenter
 from pocketformer.errors import UserError
 from pocketformer.models import create_model
 from pocketformer.training import checkpoint
+from pocketformer.training.colours import UNKNOWN
+from pocketformer.training.depths import Depth
 from pocketformer.training.pixels import Normalisation, normalisation_of
 
 TASK = "semantic segmentation"
@@ -23,13 +25,14 @@ TASK = "semantic segmentation"
 @dataclass(frozen=True)
 class Trained:
     """A segmenter in evaluation mode and what is known of its training. `size`: of its crops, by which the scale of
-    images is meant too."""
+    images is meant too; `depth`: of those of more than 8 bits."""
 
     model: Segmenter
     classes: tuple[str, ...]
     size: Grid
     coding: Coding
     source: str
+    depth: Depth = UNKNOWN
 
     @property
     def normalisation(self) -> Normalisation:
@@ -37,7 +40,13 @@ class Trained:
 
 
 def save_segmenter(
-    folder: str | os.PathLike, model: Segmenter, classes: Sequence[str], size: Grid, coding: Coding, source: str
+    folder: str | os.PathLike,
+    model: Segmenter,
+    classes: Sequence[str],
+    size: Grid,
+    coding: Coding,
+    source: str,
+    depth: Depth = UNKNOWN,
 ) -> None:
     """Writes the folder, `model.safetensors` last: where that is, the rest is."""
     folder, network = Path(folder), model.backbone.network
@@ -57,7 +66,7 @@ def save_segmenter(
         "colours": coding.colours,
         "rounded": coding.rounded,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "data": {"source": source},
+        "data": {"source": source, **depth.recorded()},
     }
     files.write_json(folder / "config.json", config)
     checkpoint.save_tensors(folder / "model.safetensors", model)
@@ -89,7 +98,7 @@ def load_segmenter(folder: str | os.PathLike) -> Trained:
     network.pretrained_cfg |= normalisation
     model = Segmenter(Backbone(network, size), len(classes))
     checkpoint.load_weights(model, folder / "model.safetensors")
-    return Trained(model.eval(), classes, size, coding, source)
+    return Trained(model.eval(), classes, size, coding, source, Depth.of_record(config["data"]))
 
 
 def _coding(config: dict) -> Coding:

@@ -21,7 +21,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, compute: C
     trained = load_segmenter(checkpoint)
     paths = find_images(images)
     check_results(paths.values(), [file for name in paths for file in _written(name).values()], images, out)
-    depth = check_readable(paths.values())
+    depth = check_readable(paths.values(), trained.depth)
     trained.model.to(compute.where)
     found = []
     with stage("predict", len(paths)) as progress, compute.autocast():

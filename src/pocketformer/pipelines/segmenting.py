@@ -24,7 +24,9 @@ from pocketformer.pipelines.segment_folders import Trained, load_segmenter, save
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
 from pocketformer.runs import Inputs, Run, check_folder, held
+from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.compute import Compute
+from pocketformer.training.depths import Depth
 from pocketformer.training.orders import Share
 from pocketformer.training.pixels import normalisation_of
 
@@ -111,7 +113,7 @@ def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: S
 
     found = fit(model, SegmentationTask(model), batches, settings, run, "segmenter", score if val else None, "mIoU")
     if ranks.first():
-        save_segmenter(run.path, found, classes, size, data.coding, data.source)
+        save_segmenter(run.path, found, classes, size, data.coding, data.source, data.splits["train"].depth)
 
 
 def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: int, exif: str = "auto") -> dict:
@@ -132,7 +134,8 @@ def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: 
 def looked_through(data: Folder, trained: Trained, workers: int, exif: str = "auto") -> Folder:
     """The folder, once the masks of what is judged have been looked at; they are coded as the training's."""
     data = replace(data, coding=trained.coding)
-    return checked(data, (data.judged.name,), workers, classes=len(trained.classes), exif=exif).applied(data)
+    known = {"classes": len(trained.classes), "exif": exif, "depth": trained.depth}
+    return checked(data, (data.judged.name,), workers, **known).applied(data)
 
 
 def judge(trained: Trained, pairs: Pairs, compute: Compute, workers: int) -> Scores:
@@ -153,6 +156,7 @@ def checked(
     kept: Path | None = None,
     classes: int | None = None,
     exif: str = "auto",
+    depth: Depth = UNKNOWN,
 ) -> Census:
     """What the masks hold, once all of them have been looked at, by the first of several processes; `kept`: where an
     earlier run has written it down. Says what was taken for what. Raises `UserError` in one line for bad ones."""
@@ -162,7 +166,7 @@ def checked(
         if census is None:
             known = classes or (None if data.classes is None else len(data.classes))
             with stage("check the masks", sum(len(data.splits[name]) for name in splits)) as progress:
-                census = take_census(data, splits, known, workers, progress.update, exif)
+                census = take_census(data, splits, known, workers, progress.update, exif, depth)
         for note in census.notes:
             say(f"note: {note}")
     return ranks.from_first(census)

@@ -1,6 +1,5 @@
 """Any image that Pillow opens, as upright 8-bit RGB, by one stated rule each kind (docs/training.md has the table)."""
 
-import io
 import re
 import sys
 from dataclasses import dataclass, field
@@ -10,11 +9,11 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from pocketformer.training.depths import Depth, Extent
-from pocketformer.training.opening import Unreadable
+from pocketformer.training.opening import Unreadable, reopened
 
 GROUND = (255, 255, 255)  # what transparent pixels are laid over
 _FRAMED = ("AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP")  # others hold previews or layers beside the image
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _TURNS = {  # what undoes an orientation of EXIF
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,6 +53,7 @@ def see(image: Image.Image, depth: Depth = UNKNOWN) -> Seen:
 
     Colour profiles and gamma are not applied. What `depth` does not say goes by the values of this image alone.
     """
+    given, image = image, _undecoded(image)
     remarks = {Remark.FRAMES} if _frames(image) > 1 else set()
     _set_byte_order(image)
     raw = _raw_mode(image)  # gone once it is loaded
@@ -61,7 +61,7 @@ def see(image: Image.Image, depth: Depth = UNKNOWN) -> Seen:
     more_channels = image.format == "TIFF" and "X" in raw.split(";")[0]
     image.load()
     extent = Extent()
-    turn = _turn(image)
+    turn = _turn(given if given.format != "TIFF" else image)  # Pillow turns TIFF itself
     if image.mode.startswith(("I", "F")) or twin is not None:
         image, extent, cut = _reduced(image, twin, raw, depth)
         remarks |= {Remark.DEEP, Remark.CUT} if cut else {Remark.DEEP}
@@ -82,6 +82,19 @@ def see(image: Image.Image, depth: Depth = UNKNOWN) -> Seen:
 def upright(image: Image.Image, depth: Depth = UNKNOWN) -> Image.Image:
     """The whole image decoded: 8-bit RGB, turned as its EXIF data say."""
     return see(image, depth).image
+
+
+def _undecoded(image: Image.Image) -> Image.Image:
+    """The image; anew if it was decoded already (asking a PNG file for its EXIF does) and its file lays out its pixels
+    in another way than Pillow hands them over."""
+    if getattr(image, "tile", None):
+        return image
+    if image.format == "TIFF":
+        other = max(_tag(image, _BITS, (8,))) > 8
+    else:
+        other = image.format == "PNG" and (image.mode in ("RGB", "RGBA") or "transparency" in image.info)
+    again = reopened(image) if other else None
+    return again if again is not None and ";" in _raw_mode(again) else image
 
 
 def _frames(image: Image.Image) -> int:
@@ -137,11 +150,9 @@ def _low_bytes(image: Image.Image, raw: str) -> Image.Image | None:
         return None
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[raw[-1]]
     swapped = "RGBA" if raw == "LA;16B" else raw[:-1] + other
-    if hasattr(image, "filename") and image.filename:
-        twin = Image.open(image.filename)
-    else:
-        image.fp.seek(0)
-        twin = Image.open(io.BytesIO(image.fp.read()))
+    twin = reopened(image)
+    if twin is None:
+        return None
     twin.tile = [tile._replace(args=_with_raw_mode(tile.args, swapped)) for tile in twin.tile]
     twin.load()
     return twin

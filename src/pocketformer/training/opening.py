@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -42,6 +43,23 @@ def open_image(file: BinaryIO | Path | str) -> Image.Image:
     _quieten()
     if limit := os.environ.get(LIMIT_VARIABLE):
         Image.MAX_IMAGE_PIXELS = _pixels(limit) // 2  # Pillow refuses at twice of it
+    image = _opened(file)
+    image.opened_from = file
+    return image
+
+
+def reopened(image: Image.Image) -> Image.Image | None:
+    """The same image, not decoded, of what `open_image` opened; None: somebody else has, or what it read is gone."""
+    file = getattr(image, "opened_from", None) or getattr(image, "filename", None) or getattr(image, "fp", None)
+    if not file:
+        return None
+    if hasattr(file, "seek"):
+        file.seek(0)
+        file = io.BytesIO(file.read())
+    return open_image(file)
+
+
+def _opened(file: BinaryIO | Path | str) -> Image.Image:
     try:
         return Image.open(file)
     except UnidentifiedImageError:

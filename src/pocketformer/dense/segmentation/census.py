@@ -20,7 +20,10 @@ from pocketformer.dense.segmentation.maskfiles import Coloured, Lossy, MaskFile,
 from pocketformer.dense.segmentation.meaning import Values, decide, look_at, shades_of
 from pocketformer.errors import UserError
 from pocketformer.progress import say
-from pocketformer.training.decoding import why_unreadable
+from pocketformer.training.colours import UNKNOWN, Seen, see
+from pocketformer.training.depths import Depth
+from pocketformer.training.opening import open_image, why_unreadable
+from pocketformer.training.remarks import Remarks, is_plain
 from pocketformer.training.sources import some
 
 _CHECKED_AT = 8  # JPEGs are decoded at an eighth: all of the file is read, and little of it computed
@@ -43,13 +46,14 @@ _ADVICE = {
 @dataclass(frozen=True)
 class Census:
     """Pixels of each label, by split, and a hash of names and contents of all files. `coding`: of these masks; `turns`:
-    of each split the masks to turn (see `Pairs`); `notes`: what was taken for what."""
+    of each split the masks to turn (see `Pairs`); `notes`: what was taken for what. `depth`: of the images."""
 
     labels: Mapping[str, Mapping[int, int]]
     fingerprint: str
     coding: Coding = field(default_factory=Coding)
     turns: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    depth: Depth = UNKNOWN
 
     def num_classes(self, coding: Coding) -> int:
         """Of masks without a list; of masks that are all ignored `UserError`."""
@@ -62,7 +66,7 @@ class Census:
     def applied(self, folder: Folder) -> Folder:
         """The folder, its masks read as they were found to be."""
         splits = {
-            name: replace(pairs, turns=self.turns[name]) if name in self.turns else pairs
+            name: replace(pairs, turns=self.turns.get(name, pairs.turns), depth=self.depth)
             for name, pairs in folder.splits.items()
         }
         return replace(folder, splits=splits, coding=self.coding)
@@ -72,7 +76,7 @@ class Census:
 class _Seen:
     """Of a pair: values, or what is wrong (a key of `_WRONG`) and what to tell of it. `drawn`: on the image as "shown"
     or "stored", "either" (both have the mask's size), or "" (EXIF turns nothing); `turn`: the image's orientation, or
-    that of the mask's own EXIF."""
+    that of the mask's own EXIF. `image`: what was seen of its pixels, and whether they are of one colour."""
 
     digest: bytes = b""
     values: Values = field(default_factory=Values)
@@ -82,6 +86,7 @@ class _Seen:
     drawn: str = ""
     turn: int = 1
     contrast: float | None = None
+    image: tuple[Seen, bool] | None = None
 
 
 def take_census(
@@ -91,30 +96,35 @@ def take_census(
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
     exif: str = "auto",
+    depth: Depth = UNKNOWN,
 ) -> Census:
     """Looks at every image and mask of the splits; `progress` gets how many are done; `workers`: threads.
 
     `num_classes` None: there is no list of classes, and the masks themselves tell what their values mean. `exif`: on
-    which form of turned images masks were drawn where their sizes do not tell (`orientation.settle`).
+    which form of turned images masks were drawn where their sizes do not tell (`orientation.settle`). `depth`: of
+    images of more than 8 bits, as far as it is known; the rest is decided by all that are looked at.
 
     Images or masks that cannot be read, masks of another size than their image, and labels that are no class are told
     in one line a kind and split, with the count and the first three; then `UserError`.
     """
     seen: dict[str, list[_Seen]] = {}
     digest = hashlib.sha256(repr((folder.classes, folder.coding)).encode())
-    done = 0
+    done, remarks, names = 0, Remarks(), []
     for name in splits:
         pairs = folder.splits[name]
         seen[name] = []
+        names += pairs.images
 
         def look(row: int, pairs: Pairs = pairs) -> _Seen:
-            return _look(pairs, row, folder.coding, num_classes)
+            return _look(pairs, row, folder.coding, num_classes, depth)
 
         with ThreadPoolExecutor(workers) if workers > 0 else nullcontext() as pool:
             for found in (pool.map if pool else map)(look, range(len(pairs))):
+                if found.image is not None:
+                    remarks.add(done, *found.image)
                 done += 1
                 digest.update(found.digest)
-                seen[name].append(found)
+                seen[name].append(replace(found, image=None))
                 if progress:
                     progress(done)
     every = Values()
@@ -127,7 +137,9 @@ def take_census(
         coding, notes = decide(folder.source, every, coding)
     turns, more = _turns(seen, exif)
     labels = {name: _counts(split, coding) for name, split in seen.items()}
-    return Census(labels, digest.hexdigest()[:16], coding, turns, (*notes, *more))
+    depth = depth.within(remarks.extent)
+    more += remarks.notes(names.__getitem__, depth)
+    return Census(labels, digest.hexdigest()[:16], coding, turns, (*notes, *more), depth)
 
 
 def _refuse(folder: Folder, seen: Mapping[str, list[_Seen]], num_classes: int | None, labels: bool) -> None:
@@ -192,13 +204,13 @@ def _turns(seen: Mapping[str, list[_Seen]], exif: str) -> tuple[dict[str, dict[i
     return {name: rows for name, rows in turns.items() if rows}, notes
 
 
-def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None) -> _Seen:
+def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None, depth: Depth) -> _Seen:
     image_name, mask_name = pairs.images[row], pairs.masks[row]
     digest = hashlib.sha256(f"{image_name}\n{mask_name}\n".encode("utf-8", "surrogateescape"))
     try:
         raw = (pairs.root / image_name).read_bytes()
         digest.update(raw)
-        stored, turn = _size(raw)
+        stored, turn, image = _seen(raw, depth)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they like
@@ -228,7 +240,9 @@ def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None) -> _S
         seen = look_at(mask.labels) if not mask.bits else values
         return _Seen(wrong="label", what=f"{mask_name} ({some(outside)})", values=seen)
     contrast = _contrast(raw, mask.labels, turn) if drawn == "either" else None
-    return _Seen(digest.digest(), values, drawn=drawn, turn=mask.turn if drawn == "own" else turn, contrast=contrast)
+    return _Seen(
+        digest.digest(), values, drawn=drawn, turn=mask.turn if drawn == "own" else turn, contrast=contrast, image=image
+    )
 
 
 def _values(mask: MaskFile, num_classes: int | None) -> Values:
@@ -253,14 +267,15 @@ def _drawn(stored: orientation.Size, turn: int, mask: MaskFile) -> str | None:
     return "either" if own == size else "stored"
 
 
-def _size(raw: bytes) -> tuple[orientation.Size, int]:
-    """Height and width of an image as stored, and its orientation; all of it is read."""
-    with Image.open(io.BytesIO(raw)) as image:
+def _seen(raw: bytes, depth: Depth) -> tuple[orientation.Size, int, tuple[Seen, bool]]:
+    """Height and width of an image as stored, and its orientation; what is seen of it, all of it being read."""
+    with open_image(io.BytesIO(raw)) as image:
         width, height = image.size
         turn = orientation.orientation(image)
         image.draft(None, (max(1, width // _CHECKED_AT), max(1, height // _CHECKED_AT)))
-        image.load()
-    return (height, width), turn
+        found = see(image, depth)
+    plain = is_plain(*zip(*found.image.getextrema(), strict=True))
+    return (height, width), turn, (replace(found, image=None), plain)
 
 
 def _contrast(raw: bytes, labels: np.ndarray, turn: int) -> float:
@@ -279,7 +294,8 @@ def read_census(path: Path, stamp: str) -> Census | None:
         labels, turns = (_by_split(kept[name]) for name in ("labels", "turns"))
         given = kept["coding"]
         coding = Coding(**{**given, **{name: tuple(given[name]) for name in ("values", "void")}})
-        return Census(labels, str(kept["fingerprint"]), coding, turns, tuple(map(str, kept["notes"])))
+        notes = tuple(map(str, kept["notes"]))
+        return Census(labels, str(kept["fingerprint"]), coding, turns, notes, Depth.of_record({"depth": kept["depth"]}))
     except (UserError, KeyError, TypeError, ValueError, AttributeError):  # damaged, or an older one's: looked at again
         return None
 

@@ -18,7 +18,8 @@ from pocketformer.dense.segmentation.folders import Pairs
 from pocketformer.dense.segmentation.labels import IGNORE, Coding
 from pocketformer.dense.segmentation.maskfiles import read_mask
 from pocketformer.errors import UserError, WorkError
-from pocketformer.training.decoding import upright, why_unreadable
+from pocketformer.training.colours import upright
+from pocketformer.training.opening import open_image, why_unreadable
 from pocketformer.training.orders import WHOLE, Order, Places, Share
 from pocketformer.training.pixels import Normalisation
 from pocketformer.training.workers import by_workers, own_randomness, seed_sample
@@ -148,8 +149,8 @@ def read_pair(pairs: Pairs, row: int, coding: Coding) -> tuple[Image.Image, np.n
     """An upright RGB image and its classes int16 (H, W). Raises `WorkError` in one line."""
     name = pairs.images[row]
     try:
-        with Image.open(pairs.root / name) as image:
-            found = upright(image)
+        with open_image(pairs.root / name) as image:
+            found = upright(image, pairs.depth)
         name = pairs.masks[row]
         return found, coding.classes(read_mask(pairs.root / name, coding, pairs.turns.get(row, 1)))
     except (UserError, WorkError, MemoryError):

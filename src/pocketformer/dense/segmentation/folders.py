@@ -12,6 +12,8 @@ from pocketformer.dense.segmentation.labels import Coding
 from pocketformer.dense.segmentation.lists import read_classes
 from pocketformer.dense.segmentation.pairing import paired
 from pocketformer.errors import UserError
+from pocketformer.training.colours import UNKNOWN
+from pocketformer.training.depths import Depth
 from pocketformer.training.sources import some, stamp_of
 
 LAYOUTS = (
@@ -30,7 +32,7 @@ _PASSED_OVER = (".", "@", "__MACOSX")  # folders of systems begin so
 @dataclass(frozen=True)
 class Pairs:
     """A split: files below `root`, each mask that of the image in its place. `where`: the folders. `turns`: of rows
-    whose masks are turned as they are read, by which orientation of EXIF."""
+    whose masks are turned as they are read, by which orientation of EXIF. `depth`: of images of more than 8 bits."""
 
     name: str
     root: Path
@@ -38,6 +40,7 @@ class Pairs:
     images: tuple[str, ...]
     masks: tuple[str, ...]
     turns: Mapping[int, int] = field(default_factory=dict)
+    depth: Depth = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.images)
