@@ -31,9 +31,10 @@ from pocketformer.dense.detection.checkpoint import load_detector
 from pocketformer.dense.detection.coco import CocoSet
 from pocketformer.dense.detection.drawing import drawn
 from pocketformer.dense.detection.evaluation import FIGURES, detect, tables
-from pocketformer.dense.detection.folders import Reader, locate
+from pocketformer.dense.detection.folders import Reader
 from pocketformer.dense.detection.heads import Heads
 from pocketformer.dense.detection.pictures import open_image
+from pocketformer.dense.detection.places import locate
 from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.pipelines.detecting import DetectSettings, train_detector
 from pocketformer.progress import stage

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from pocketformer.dense.detection.batches import DetectionBatches
 from pocketformer.dense.detection.coco import CocoSet
-from pocketformer.dense.detection.folders import Reader, locate
+from pocketformer.dense.detection.folders import Reader
+from pocketformer.dense.detection.places import locate
 from pocketformer.training.pixels import OURS
 
 CATEGORIES = {3: "disc", 7: "box", 9: "wedge"}

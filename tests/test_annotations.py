@@ -11,8 +11,8 @@ from pycocotools import mask as reference_masks
 import coco
 from coco import batches, opened
 from pocketformer.dense.detection import masks
-from pocketformer.dense.detection.folders import locate
 from pocketformer.dense.detection.pictures import fitted, open_image
+from pocketformer.dense.detection.places import locate
 from pocketformer.errors import UserError, WorkError
 from pocketformer.training.orders import Share
 

@@ -40,10 +40,26 @@ def train(
         typer.Option(
             metavar="FOLDER",
             help="COCO's layout: annotations/instances_train*.json and instances_val*.json, images in folders of the "
-            "same endings (train2017/, or train/). Without masks in the file, boxes alone are learned.",
+            "same endings (train2017/, or train/); or those of Roboflow, CVAT and Label Studio. With --annotations: "
+            "the images. Without masks in the file, boxes alone are learned.",
         ),
     ],
     out: options.Out,
+    annotations: Annotated[
+        str | None, typer.Option(metavar="FILE", help="COCO's JSON of train, whatever its name. [default: found]")
+    ] = None,
+    val_annotations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="COCO's JSON of val. [default: found; with --annotations, and where there is none, a tenth of train "
+            "is held out]",
+        ),
+    ] = None,
+    val_images: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="The images of --val-annotations, if not in --data.")
+    ] = None,
+    exif: training.Exif = "auto",
     init: training.BackboneInit = None,
     preset: Annotated[
         str,
@@ -134,6 +150,10 @@ def train(
         recipe=recipe,
         init=init,
         heads=heads.with_text(own),
+        annotations=annotations,
+        val_annotations=val_annotations,
+        val_images=val_images,
+        exif=exif,
         masks=not no_masks,
         validate=validate,
         bad_annotations=bad_annotations,
@@ -161,6 +181,7 @@ def evaluate(
     ] = None,
     images: Annotated[str | None, typer.Option(metavar="FOLDER", help="The images that FILE describes.")] = None,
     bad_annotations: Bad = "refuse",
+    exif: training.Exif = "auto",
     device: training.Device = "cpu",
     precision: training.Precision = "float32",
     workers: options.Workers = 2,
@@ -179,7 +200,7 @@ def evaluate(
     from pocketformer.training.compute import Compute
 
     compute = Compute(device, precision)
-    found = evaluate_detector(checkpoint, data, annotations, images, compute, workers, bad_annotations)
+    found = evaluate_detector(checkpoint, data, annotations, images, compute, workers, bad_annotations, exif)
     if json:
         options.print_json(found)
     else:

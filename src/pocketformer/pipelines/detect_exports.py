@@ -14,8 +14,8 @@ from torch import nn
 from pocketformer import files
 from pocketformer.dense.detection.checkpoint import TASK, Trained, load_detector
 from pocketformer.dense.detection.detector import Detector
-from pocketformer.dense.detection.folders import locate
 from pocketformer.dense.detection.pictures import fitted, open_image, padded, to_input
+from pocketformer.dense.detection.places import find
 from pocketformer.dense.fused import FusedBackbone
 from pocketformer.deploy import check_name
 from pocketformer.deploy.facts import Facts, architecture_name, companion, write_facts
@@ -101,7 +101,8 @@ def _facts(trained: Trained, size: tuple[int, int], outputs: list[str], path: st
 
 def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tensor:
     """The first few of val, or of a folder of images: resized to fit, padded below and on the right."""
-    folder = locate(source, "val")[1] if (source / "annotations").is_dir() else source
+    place = (find(source, "val") or find(source, "test") or find(source, None)) if source.is_dir() else None
+    folder = source if place is None else place[1]
     found = []
     for path in list(find_images([str(folder)]).values())[:_IMAGES]:
         image = open_image(path)

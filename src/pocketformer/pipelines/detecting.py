@@ -9,27 +9,36 @@ import torch
 from pocketformer import files, ranks
 from pocketformer.dense.detection.batches import DetectionBatches
 from pocketformer.dense.detection.checkpoint import Trained, load_detector, save_detector
-from pocketformer.dense.detection.coco import CocoSet
+from pocketformer.dense.detection.coco import TEST, CocoSet
 from pocketformer.dense.detection.detector import DetectionTask, Detector
 from pocketformer.dense.detection.evaluation import detect, need_coco, precision, tables
-from pocketformer.dense.detection.folders import Reader, check_classes, locate
+from pocketformer.dense.detection.folders import Reader, matched
 from pocketformer.dense.detection.heads import Heads
+from pocketformer.dense.detection.places import Place, chosen, find, locate
 from pocketformer.errors import UserError
 from pocketformer.pipelines.backbones import open_backbone
 from pocketformer.pipelines.dense_training import DenseSettings, fit
+from pocketformer.pipelines.images import few
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
-from pocketformer.runs import Run, check_folder
+from pocketformer.runs import Inputs, Run, check_folder
 from pocketformer.training.compute import Compute
 from pocketformer.training.orders import Share
 from pocketformer.training.pixels import normalisation_of
 
 _COMMAND = "detect train"
+_NAMED = ("annotations", "val_annotations", "val_images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectSettings(DenseSettings):
-    """What `detect train` is asked for."""
+    """What `detect train` is asked for. `data`: a folder, whose annotations are found; or of `annotations` (of train)
+    and `val_annotations` that of images, of val if others in `val_images`."""
+
+    annotations: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
+    exif: str = "auto"
 
     heads: Heads = field(default_factory=Heads)
     masks: bool = True  # where the data have any
@@ -39,7 +48,12 @@ class DetectSettings(DenseSettings):
     decisive: ClassVar = (*DenseSettings.decisive, "masks", "validate", "bad_annotations")
 
     def to_dict(self) -> dict:
-        return {**super().to_dict(), "heads": self.heads.to_dict()}
+        asked = {name: value for name in _NAMED if (value := getattr(self, name)) is not None}
+        exif = {} if self.exif == "auto" else {"exif": self.exif}
+        return {**super().to_dict(), "heads": self.heads.to_dict(), **asked, **exif}
+
+    def inputs(self) -> Inputs:
+        return {**super().inputs(), **dict.fromkeys(_NAMED)}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,18 +94,45 @@ def _open(settings: DetectSettings) -> tuple[CocoSet, CocoSet]:
     """Both splits, looked through by the first of several processes."""
     both = None
     if ranks.first():
-        data = Path(settings.data)
-        places = [locate(data, split) for split in ("train", "val")]
-        skip = settings.bad_annotations == "skip"
-        found = Reader(None if settings.masks else False, skip, settings.workers)(*places[0])
-        val = Reader(None if found.masks else False, skip, settings.workers)(*places[1])
-        check_classes(found, val)
+        train, other = _places(settings)
+        reader = Reader(None if settings.masks else False, settings.bad_annotations == "skip", settings.workers)
+        reader = replace(reader, exif=settings.exif)
+        found = reader(*train)
+        if other is None:
+            found, val = found.held_out(settings.seed, TEST)
+            say(f"note: {settings.data} has no val: {len(val)} of {len(found) + len(val)} images are held out for it")
+        else:
+            val = matched(found, replace(reader, masks=None if found.masks else False)(*other))
+        _say_unused(found)
         if not any(picture.things for picture in val.pictures):
             raise UserError(f"{val.source}: no image has an object, so that nothing could be judged")
         if found.masks and not val.masks:
             raise UserError(f"{val.source} has no masks, but train has: give some, or learn boxes alone (--no-masks)")
         both = found, val
     return ranks.from_first(both)
+
+
+def _places(settings: DetectSettings) -> tuple[Place, Place | None]:
+    """Those of train and val; None: val is a part of train."""
+    data = Path(settings.data)
+    if settings.annotations is not None:
+        train = chosen(Path(settings.annotations), data)
+    else:
+        train = find(data, "train") or (None if settings.val_annotations else find(data, None)) or locate(data, "train")
+    if settings.val_annotations is not None:
+        return train, chosen(Path(settings.val_annotations), Path(settings.val_images or settings.data))
+    if settings.annotations is not None:
+        return train, None
+    val = find(data, "val")
+    if val is None and (val := find(data, "test")) is not None:
+        say(f"note: {data} has no val: {val[0].relative_to(data)} is judged")
+    return train, val
+
+
+def _say_unused(found: CocoSet) -> None:
+    used = {thing.category for picture in found.pictures for thing in picture.things}
+    if unused := [name for number, name in found.classes.items() if number not in used]:
+        say(f"note: {found.source}: no object is of {len(unused)} of {len(found.classes)} categories: {few(unused)}")
 
 
 def _train(model: Detector, images: CocoSet, settings: DetectSettings, run: Run) -> None:
@@ -126,23 +167,33 @@ def evaluate_detector(
     compute: Compute,
     workers: int,
     bad_annotations: str = "refuse",
+    exif: str = "auto",
 ) -> dict:
-    """COCO's tables of a trained folder on val of `data`, or on a file of annotations and its folder of images; "split"
-    says which."""
+    """COCO's tables of a trained folder on val of `data` (else test, else all of it), or on a file of annotations and
+    its folder of images; "split" says which."""
     need_coco()
     if (data is None) == (annotations is None) or (annotations is None) != (folder is None):
         raise UserError("name what to evaluate on: --data, or --annotations with --images")
     trained = load_detector(Path(checkpoint))
     images = None
     if ranks.first():
-        places = locate(Path(data), "val") if data is not None else (Path(annotations), Path(folder))
+        place = _judged(Path(data)) if data is not None else (Path(annotations), Path(folder))
         masks = None if trained.model.heads.masks else False
-        images = Reader(masks, bad_annotations == "skip", workers)(*places)
-        known = replace(images, source=checkpoint, classes=trained.classes)
-        check_classes(known, images)
+        images = Reader(masks, bad_annotations == "skip", workers, exif)(*place)
+        images = matched(replace(images, source=checkpoint, classes=trained.classes), images)
     images = ranks.from_first(images)
     split = "val" if data is not None else Path(annotations).name
     return {"split": split, "images": len(images), **judge(trained, images, compute, workers)}
+
+
+def _judged(data: Path) -> Place:
+    for split in ("val", "test", None):
+        if (found := find(data, split)) is not None:
+            if split != "val":
+                more = ", also those of a training on this folder" if split is None else ""
+                say(f"note: {data} has no val: the images of {found[0].relative_to(data)} are judged{more}")
+            return found
+    return locate(data, "val")
 
 
 def judge(trained: Trained, images: CocoSet, compute: Compute, workers: int) -> dict[str, dict[str, float]]:

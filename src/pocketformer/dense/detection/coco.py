@@ -10,13 +10,13 @@ from pocketformer.dense.detection.masks import Mask, Size, area
 from pocketformer.errors import UserError
 from pocketformer.training.splitting import random_words
 
-_SEARCH = 3  # key of the stream of random numbers
+_SEARCH, TEST = 3, 4  # keys of streams of random numbers
 _LARGEST = 5000  # images of COCO's own val
 
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """One annotation: `box` left, top, width, height in px of the image as it is stored."""
+    """One annotation: `box` left, top, width, height in px of the image as it is annotated."""
 
     number: int | str  # its id in the file
     category: int
@@ -28,10 +28,11 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    number: int  # its id in the file
+    number: int  # its id in the file, or its place there
     file: str
     size: Size
     things: tuple[Thing, ...] = ()
+    stored: bool = False  # it is annotated, and looked at, as it is stored, whatever EXIF says
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +70,12 @@ class CocoSet:
                 kept.append(replace(picture, things=things))
         return replace(self, pictures=tuple(kept))
 
-    def held_out(self, seed: int) -> tuple["CocoSet", "CocoSet"]:
-        """What remains, and a random tenth (at most 5,000): the search split. `UserError` if there are too few."""
+    def held_out(self, seed: int, key: int = _SEARCH) -> tuple["CocoSet", "CocoSet"]:
+        """What remains, and a random tenth (at most 5,000): the search split, or with another `key` another one.
+        `UserError` if there are too few."""
         if len(self) < 2:
             raise UserError(f"{self.source}: {len(self)} image with objects is too few to hold a search split out")
-        order = random_words(len(self), seed, _SEARCH).argsort(kind="stable")
+        order = random_words(len(self), seed, key).argsort(kind="stable")
         chosen = set(order[: min(max(1, (len(self) + 5) // 10), _LARGEST)].tolist())
         parts = [tuple(p for i, p in enumerate(self.pictures) if (i in chosen) == search) for search in (False, True)]
         return replace(self, pictures=parts[0]), replace(self, pictures=parts[1])

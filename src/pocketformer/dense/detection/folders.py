@@ -1,45 +1,46 @@
-"""A data set as a person names it: a folder in COCO's layout, or a file of annotations and its images."""
+"""Data sets of annotated images read, and their categories compared."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketformer.dense.detection.coco import CocoSet
 from pocketformer.dense.detection.reading import read
 from pocketformer.errors import UserError
-from pocketformer.progress import stage
+from pocketformer.progress import say, stage
 
 
 @dataclass(frozen=True)
 class Reader:
     """How files are read: whether masks are (None: if there are any), whether mistakes are left out, by how many
-    threads images are looked at."""
+    threads images are looked at, and what `exif` does not tell (`orientation.settle`)."""
 
     masks: bool | None = None
     skip: bool = False
     workers: int = 0
+    exif: str = "auto"
 
     def __call__(self, file: Path, folder: Path) -> CocoSet:
         with stage(f"look through {file.name}") as progress:
             show: Callable[[int, int], None] = lambda done, total: progress.update(done, total=total)  # noqa: E731
-            return read(file, folder, self.masks, self.skip, self.workers, show)
+            return read(file, folder, self.masks, self.skip, self.workers, show, self.exif)
 
 
-def locate(data: Path, split: str) -> tuple[Path, Path]:
-    """Annotations and images of "train" or "val" in a folder: `annotations/instances_train2017.json` and
-    `train2017/`, with the same ending after the name of the split, or none."""
-    if not data.is_dir():
-        raise UserError(f"--data {data}: no such folder")
-    found = sorted((data / "annotations").glob(f"instances_{split}*.json"))
-    if not found:
-        raise UserError(f"--data {data}: there is no annotations/instances_{split}*.json")
-    if len(found) > 1:
-        raise UserError(f"--data {data}: which one is meant? {', '.join(f.name for f in found)} are in annotations/")
-    name = found[0].stem.removeprefix("instances_")
-    folders = [p for p in (data / name, data / split, data / "images" / name, data / "images" / split) if p.is_dir()]
-    if not folders:
-        raise UserError(f"--data {data}: the images of {found[0].name} should be in {name}/, which is not there")
-    return found[0], folders[0]
+def matched(one: CocoSet, other: CocoSet) -> CocoSet:
+    """The other with the categories of the first, by their names. Raises `UserError` where an object has one that the
+    first does not list."""
+    if dict(one.classes) == dict(other.classes):
+        return other
+    numbers = {name: number for number, name in one.classes.items()}
+    used = {thing.category for picture in other.pictures for thing in picture.things}
+    if not {other.classes[number] for number in used} <= set(numbers):
+        check_classes(one, other)
+    say(f"note: {other.source} lists its categories otherwise than {one.source}: they are told by their names")
+    pictures = [
+        replace(picture, things=tuple(replace(t, category=numbers[other.classes[t.category]]) for t in picture.things))
+        for picture in other.pictures
+    ]
+    return replace(other, classes=one.classes, pictures=tuple(pictures))
 
 
 def check_classes(one: CocoSet, other: CocoSet) -> None:

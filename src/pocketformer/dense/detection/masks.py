@@ -11,10 +11,11 @@ Size = tuple[int, int]  # height and width, px
 
 @dataclass(frozen=True, eq=False)
 class Polygons:
-    """The union of polygons, each float64 (V, 2) of x and y in px."""
+    """The union of polygons, each float64 (V, 2) of x and y in px. `dropped`: why others of the file are not there."""
 
     parts: tuple[np.ndarray, ...]
     size: Size
+    dropped: tuple[str, ...] = ()
 
     def to_coco(self) -> list[list[float]]:
         return [part.ravel().tolist() for part in self.parts]
@@ -52,12 +53,30 @@ Mask = Polygons | Runs
 
 
 def parse(given: Any, size: Size) -> Mask:
-    """The mask of an object in an image of `size`. Raises `ValueError` that says what is wrong with it."""
+    """The mask of an object in an image of `size`. Raises `ValueError` that says what is wrong with it; of several
+    polygons those alone that are wrong are left out."""
     if isinstance(given, dict):
         return Runs(_runs(given, size), size)
     if not isinstance(given, list) or not given:
         raise ValueError("neither polygons nor run lengths")
-    return Polygons(tuple(_polygon(part, size) for part in given), size)
+    parts, dropped = [], []
+    for part in _polygons(given):
+        try:
+            parts.append(_polygon(part, size))
+        except ValueError as error:
+            dropped.append(str(error))
+    if not parts:
+        raise ValueError(dropped[0])
+    return Polygons(tuple(parts), size, tuple(dropped))
+
+
+def _polygons(given: list) -> list:
+    """Also one polygon that is not in a list of its own: of numbers, or of points."""
+    if all(isinstance(value, int | float) for value in given):
+        return [given]
+    if len(given) > 2 and all(isinstance(point, list) and len(point) == 2 for point in given):
+        return [given]
+    return given
 
 
 def _polygon(given: Any, size: Size) -> np.ndarray:
@@ -65,6 +84,8 @@ def _polygon(given: Any, size: Size) -> np.ndarray:
         found = np.array(given, np.float64)
     except (TypeError, ValueError):
         raise ValueError("a polygon is not a list of numbers") from None
+    if found.ndim == 2 and found.shape[1] == 2:  # a list of points
+        found = found.ravel()
     if found.ndim != 1 or len(found) < 6 or len(found) % 2:
         raise ValueError("a polygon of fewer than 3 points")
     points = found.reshape(-1, 2)

@@ -3,71 +3,69 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from pocketformer.dense import orientation
 from pocketformer.dense.detection.instances import PADDED_TO
 from pocketformer.errors import UserError, WorkError
 from pocketformer.training.decoding import upright, why_unreadable
 from pocketformer.training.pixels import Normalisation
 
-if TYPE_CHECKING:
-    from pocketformer.dense.detection.coco import Picture
-
 Size = tuple[int, int]
 _CHUNK = 1024
 _CHECKED_AT = 8  # JPEGs are checked at an eighth: all of the file is read, and little of it computed
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
 
 
-def unreadable(
-    folder: Path, pictures: Sequence["Picture"], workers: int, progress: Callable[[int, int], None] | None = None
-) -> dict[int, str]:
-    """{id of a picture: why it cannot be used}, of every one looked at once."""
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image: height and width as `stored`, and EXIF's orientation."""
 
-    def look(picture: "Picture") -> str | None:
+    stored: Size
+    turn: int
+
+    @property
+    def shown(self) -> Size:
+        return orientation.shown(self.stored, self.turn)
+
+
+def look_at(
+    paths: Sequence[Path], workers: int, progress: Callable[[int, int], None] | None = None
+) -> list[Header | str]:
+    """Of each file its header, or why it cannot be used; all of it is read."""
+
+    def look(path: Path) -> Header | str:
         try:
-            with Image.open(folder / picture.file) as image:
-                sizes = _sizes(image)
-                if picture.size not in sizes:
-                    return f"{sizes[0][0]} x {sizes[0][1]} px, not {picture.size[0]} x {picture.size[1]}"
+            with Image.open(path) as image:
+                found = Header((image.height, image.width), orientation.orientation(image))
                 image.draft(None, tuple(max(1, side // _CHECKED_AT) for side in image.size))
                 image.load()
+                return found
         except MemoryError:
             raise
         except Exception as error:  # decoders raise whatever they like
             return why_unreadable(error)
-        return None
 
-    bad: dict[int, str] = {}
+    found: list[Header | str] = []
     with ThreadPoolExecutor(workers) if workers > 0 else nullcontext() as pool:
-        for first in range(0, len(pictures), _CHUNK):
-            part = pictures[first : first + _CHUNK]
-            for picture, why in zip(part, (pool.map if pool else map)(look, part), strict=True):
-                if why is not None:
-                    bad[picture.number] = why
+        for first in range(0, len(paths), _CHUNK):
+            found += (pool.map if pool else map)(look, paths[first : first + _CHUNK])
             if progress:
-                progress(first + len(part), len(pictures))
-    return bad
+                progress(len(found), len(paths))
+    return found
 
 
-def _sizes(image: Image.Image) -> list[Size]:
-    """Height and width as it is shown, and as it is stored."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-    stored = image.height, image.width
-    return [stored[::-1], stored] if turned else [stored]
-
-
-def open_image(path: Path, size: Size | None = None) -> Image.Image:
-    """RGB, upright; as stored where only that is of the `size` that its annotations are for. `WorkError` if it cannot
-    be read."""
+def open_image(path: Path, size: Size | None = None, stored: bool = False) -> Image.Image:
+    """RGB, upright; as `stored`, without EXIF's turn, where that is said or only that is of the `size` that its
+    annotations are for. `WorkError` if it cannot be read."""
     try:
         with Image.open(path) as image:
-            if size is not None and size != _sizes(image)[0]:
+            seen = orientation.shown((image.height, image.width), orientation.orientation(image))
+            if stored or (size is not None and size != seen):
                 image.load()
                 image.getexif().pop(ExifTags.Base.Orientation, None)
             found = upright(image)
