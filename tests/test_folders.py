@@ -96,6 +96,23 @@ def test_one_wrapper_around_the_images_is_descended_into(tmp_path):
     refusal(tmp_path / "c", "without images: dog")
 
 
+def test_splits_of_less_usual_names_are_known_by_what_they_hold(tmp_path):
+    for names in (("seg_train", "seg_test"), ("train1", "test1"), ("birds-train-2020", "birds-val-2020")):
+        root = tmp_path / names[0]
+        fill(root / names[0], count=5)
+        fill(root / names[1], count=2)
+        fill(root, "seg_pred")
+        data = opened(root)
+        assert data.classes == ("cat", "dog")
+        assert counts(data) == (5, 5, 4)
+        told(data, "seg_pred/ (4 images)")
+    for fold in ("fold1", "fold2"):
+        fill(tmp_path / "folds" / fold, "a b")
+    data = opened(tmp_path / "folds")
+    assert data.classes == ("fold1", "fold2")
+    told(data, "taken for the classes", "a, b")
+
+
 def test_splits_within_the_classes(tmp_path):
     for name in ("cat", "dog"):
         fill(tmp_path / name, "train", count=5)

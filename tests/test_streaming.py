@@ -237,6 +237,29 @@ def test_shards_are_read_at_random_and_hold_what_the_folder_does(photos, tmp_pat
     assert equal(made(data.final, 3, 2, 9), expected)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_of_three_splits_of_shards_the_middle_one_is_for_the_search(photos, tmp_path, streamed):
+    folder = shards(tmp_path / "shards", photos)
+    info = json.loads((folder / "_info.json").read_text())
+    count = info["splits"]["validation"]["num_samples"]
+    for name in info["splits"]["validation"]["filenames"]:
+        with tarfile.open(folder / name) as old, tarfile.open(folder / name.replace("validation", "test"), "w") as new:
+            for member in old:
+                raw = old.extractfile(member).read()
+                member.size = len(raw) + member.name.endswith(".jpg")  # copies would be left out
+                new.addfile(member, io.BytesIO(raw + b" "))
+    names = [name.replace("validation", "test") for name in info["splits"]["validation"]["filenames"]]
+    info["splits"]["test"] = {"filenames": names, "num_samples": count}
+    (folder / "_info.json").write_text(json.dumps(info))
+    data = open_data(f"wds/{folder}", size=SIZE, stream=streamed)
+    assert [len(split) for split in (data.fit, data.search, data.test)] == [24, count, count]
+    assert any("scored on validation, test is the test split" in note for note in data.notes)
+    (folder / names[0]).unlink()
+    data = open_data(f"wds/{folder}", size=SIZE, stream=streamed)
+    assert len(data.test) == count
+    assert any("test was not read: its shards are not there" in note for note in data.notes)
+
+
 def test_damaged_shards_are_refused_in_one_line(photos, tmp_path):
     folder = shards(tmp_path / "shards", photos)
     source, info = f"wds/{folder}", (folder / "_info.json").read_bytes()

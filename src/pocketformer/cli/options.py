@@ -58,7 +58,8 @@ Data = Annotated[
         metavar="DATA",
         help="A folder with train/ and val/ or test/, one sub-folder a class; 'embedded' (8,000 images of "
         "Fashion-MNIST); or a dataset name of timm: torch/cifar10, hfds/…, wds/… ($POCKETFORMER_DATASETS says "
-        "where torch/ and wds/ keep theirs). Without val/, a tenth is set aside for testing.",
+        "where torch/ and wds/ keep theirs). Without either, a tenth is set aside for testing; with both, "
+        "val/ is what a search is scored on. docs/images.md has all names and layouts.",
     ),
 ]
 AcceptTableError = Annotated[

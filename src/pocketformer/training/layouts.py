@@ -52,6 +52,12 @@ def split_of(name: str) -> str | None:
     return found.lastgroup if found else None
 
 
+def split_within(name: str) -> str | None:
+    """The split that a word of a folder's name stands for, if any: `seg_train`, `test1`."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((split for split, names in SPLITS.items() if not set(words).isdisjoint(names)), None)
+
+
 def read_layout(source: str, top: Tree, known: Collection[str] = ()) -> Layout:
     """What the folders in `top` are. `known`: names of classes, which are no folders to descend into.
 
@@ -72,6 +78,12 @@ def read_layout(source: str, top: Tree, known: Collection[str] = ()) -> Layout:
     if turned:
         inner = [folder for folder in around[-1].folders]
         return Layout(turned, {split: f"CLASS/{split}/" for split in turned}, (*around, *inner), tuple(notes))
+    classes = around[-1].holding
+    if len(shared := _shared_names(classes)) > 1 and not any(folder.files for folder in classes):
+        notes.append(
+            f"{_names(classes)} are taken for the classes, though each has the folders {some(shared)}: if those are "
+            "the classes, give one of the folders around them, or call these train/ and test/"
+        )
     return Layout({"": _classes(around[-1], notes)}, {"": ""}, tuple(around), tuple(notes))
 
 
@@ -108,9 +120,14 @@ def _path(top: Tree, below: Tree) -> str:
 
 def _splits(source: str, top: Tree, notes: list[str]) -> dict[str, Tree]:
     """Split -> folder; none if the folders in `top` are classes."""
-    named = [folder for folder in top.folders if split_of(folder.name)]
-    splits = [folder for folder in named if is_split(folder)]
-    others = [folder for folder in top.holding if split_of(folder.name) is None]
+    role = split_of
+    splits = [folder for folder in top.folders if role(folder.name) and is_split(folder)]
+    if not splits:  # less usual names count where the folders hold the same classes
+        loosely = [folder for folder in top.holding if split_within(folder.name) and is_split(folder)]
+        if _agree(loosely) and "train" in {split_within(folder.name) for folder in loosely}:
+            role, splits = split_within, loosely
+    named = [folder for folder in top.folders if role(folder.name)]
+    others = [folder for folder in top.holding if role(folder.name) is None]
     flat = [folder for folder in named if folder.count and not is_split(folder)]
     if not splits:
         if flat and (len(flat) > 1 or not others):
@@ -125,7 +142,7 @@ def _splits(source: str, top: Tree, notes: list[str]) -> dict[str, Tree]:
         return {}
     found: dict[str, Tree] = {}
     for folder in splits:
-        split = split_of(folder.name)
+        split = role(folder.name)
         if split in found:
             raise UserError(
                 f"{source}: both {shown(found[split].name)}/ and {shown(folder.name)}/ look like the {split} split; "
@@ -152,8 +169,14 @@ def _splits(source: str, top: Tree, notes: list[str]) -> dict[str, Tree]:
 
 def _agree(splits: list[Tree]) -> bool:
     """Whether several folders hold classes of the same names."""
-    names = [{class_name(folder.name) for folder in split.holding} for split in splits]
-    return len(names) > 1 and bool(set.intersection(*names))
+    return bool(_shared_names(splits))
+
+
+def _shared_names(folders: list[Tree]) -> list[str]:
+    """Names of folders with images that are in each of several folders, whatever lies between."""
+    inner = [_unwrapped(folder, (), [], stop_at_splits=False)[-1].holding for folder in folders]
+    names = [{class_name(folder.name) for folder in holding} for holding in inner]
+    return sorted(set.intersection(*names)) if len(names) > 1 else []
 
 
 def _labelled(split: str, folder: Tree, splits: dict[str, Tree], notes: list[str]) -> Classes:

@@ -10,13 +10,14 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from pocketformer.errors import UserError
+from pocketformer.training.layouts import split_of
 from pocketformer.training.opening import open_image
 from pocketformer.training.sources import Found, Sample, some, stamp_of
 from pocketformer.training.strings import Strings
@@ -44,6 +45,10 @@ class ShardImages:
             file.seek(first)
             raw = file.read(size)
         return Sample(open_image(io.BytesIO(raw)), raw, int(self.targets[row]))
+
+    def first(self, count: int) -> "ShardImages":
+        """The first rows alone."""
+        return replace(self, spans=self.spans[:count], targets=self.targets[:count])
 
     def sizes(self) -> np.ndarray:
         return self.spans[:, 2]
@@ -73,11 +78,18 @@ class ShardImages:
 
 
 def find_shards(source: str, folder: Path, test_splits: tuple[str, ...]) -> Found:
-    """Indexes the train split and the first of `test_splits` that there is; reads headers and labels, no images."""
+    """Indexes the train split and the first of `test_splits` that there is; reads headers and labels, no images. With a
+    validation split and a labelled test split, the first is for the search."""
     splits = _read_info(source, folder)
     if "train" not in splits:
         raise UserError(f"{source}: has no split named train")
-    named = [name for name in ("train", *test_splits) if name in splits][:2]
+    named = [name for name in ("train", *test_splits) if name in splits]
+    of = {split_of(name): name for name in reversed(named)}
+    notes, three = [], len(of) == 3
+    if three and not all((folder / shard).is_file() for shard in splits[of["test"]]["filenames"]):
+        three = False
+        notes.append(f"the split {of['test']} was not read: its shards are not there")
+    named = [of[split] for split in ("train", "val", "test")] if three else named[:2]
     shards, rows, counts = [], [], []
     for name in named:
         found = len(rows)
@@ -100,11 +112,22 @@ def find_shards(source: str, folder: Path, test_splits: tuple[str, ...]) -> Foun
     )
     if not all(counts):
         raise UserError(f"{source}: its shards hold no images")
+    if three and (images.targets[-counts[-1] :] < 0).all():
+        three, images = False, images.first(sum(counts[:-1]))
+        notes.append(f"the split {named[2]} was not read: its images have no labels")
+        counts = counts[:2]
+    if three:
+        notes.append(
+            f"the search and --validate are scored on {named[1]}, {named[2]} is the test split, and the final training "
+            f"learns from {named[0]} and {named[1]}"
+        )
     return Found(
         source=source,
         classes=(),
         train=counts[0],
-        test=sum(counts[1:]),
+        search=counts[1] if three else 0,
+        test=counts[-1] if len(counts) > 1 else 0,
+        notes=tuple(notes),
         stamp=stamp_of([str(folder / shard) for shard in shards], source),
         name=images.name,
         load=images.load,

@@ -1,0 +1,97 @@
+"""Other people's folders through the command: what `train` learns and tests on, and what it says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketformer.architecture import SearchSpace
+from tiny import TINY
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "tiny.json"
+    SearchSpace.from_dict(TINY).smallest.save(path)
+    return path
+
+
+def fill(root: Path, folders: str, count: int = 4) -> None:
+    """`count` images, all different, in each of the folders."""
+    for number, name in enumerate(folders.split()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            seed = 1000 * len(list(root.rglob("*"))) + 10 * number + i
+            pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+
+
+def thumbnails(root: Path) -> None:
+    for image in list(root.rglob("*.png")):
+        folder = image.parent / "@eaDir" / image.name
+        folder.mkdir(parents=True)
+        shutil.copy(image, folder / "SYNOPHOTO_THUMB_XL.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "change", "classes", "images", "words"),
+    [
+        ("Train/cat Train/dog Val/cat Val/dog", None, "cat dog", (4, 4, 8), ["Val/ is the test split"]),
+        ("TRAINING/a TRAINING/b testing/a testing/b", None, "a b", (4, 4, 8), ["testing/ is the test split"]),
+        ("x/Train/cat x/Train/dog x/Valid/cat x/Valid/dog", None, "cat dog", (4, 4, 8), ["those in x/"]),
+        (
+            "train/a train/b val/a val/b test/a test/b",
+            None,
+            "a b",
+            (8, 8, 8),
+            ["scored on val/, test/ is the test split"],
+        ),
+        ("a b", lambda root: (root / "a" / "loop").symlink_to(root / "a"), "a b", (3, 3, 2), ["1 link to a folder"]),
+        ("a b", thumbnails, "a b", (3, 3, 2), ["passed over: 2 folders @eaDir"]),
+        ("train bus", None, "bus train", (3, 3, 2), ["train/ holds images directly", "taken for a class"]),
+        (
+            "a b",
+            lambda root: shutil.copy(root / "a" / "0.png", root / "a" / "9.png"),
+            "a b",
+            None,
+            ["1 image is a copy"],
+        ),
+    ],
+)
+def test_what_a_training_takes_from_a_folder(network, tmp_path, cli, folders, change, classes, images, words):
+    root = tmp_path / "data"
+    fill(root, folders)
+    if change:
+        change(root)
+    tiny = ("--architecture", network, "--epochs", 1, "--batch-size", 8, "--workers", 0)
+    said = cli("train", *tiny, "--data", root, "--out", tmp_path / "run").succeeds()
+    names = classes.split()
+    assert f"{len(names)} classes: {', '.join(names)}; images: " in said.err
+    for word in words:
+        assert word in said.err
+    assert "small set" not in said.err  # of the search split, which is not used
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["classes"] == names
+    if images:
+        fit, search, test = images
+        assert f"images: {fit} in fit, {search} in search, {test} in test" in said.err
+        assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["images"] == test
+    if folders == "train bus":
+        validated = cli("train", *tiny, "--validate", "--data", root, "--out", tmp_path / "other").succeeds()
+        assert "note: small set: the search split is half" in validated.err
+
+
+def test_doubtful_folders_are_refused_before_anything_is_written(network, tmp_path, cli):
+    fill(tmp_path / "a", "val/x val/y")
+    fill(tmp_path / "b", "Train/x Train/y train/x train/y")
+    fill(tmp_path / "c", "train test")
+    for name, word in (
+        ("a", "has val/ but no train/"),
+        ("b", "both Train/ and train/"),
+        ("c", "directly in test/, train/"),
+    ):
+        tiny = ("--architecture", network, "--epochs", 1, "--out", tmp_path / "run")
+        cli("train", *tiny, "--data", tmp_path / name).fails(2, word, alone=True)
+        assert not (tmp_path / "run").exists()
