@@ -68,6 +68,7 @@ def test_every_fact_is_that_of_the_training(place, exported):
         "precision": "float32",
         "licence": "CC BY 4.0",
         "fingerprint": read_config(place / "network")["facts"]["data_fingerprint"],
+        "depth": None,
         "pocketformer": version("pocketformer"),
     }
     assert read_facts(path) == Facts.from_dict(json.loads(facts_path(path).read_text()))

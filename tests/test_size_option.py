@@ -75,6 +75,7 @@ def test_export_at_another_size(cli, shop, tmp_path):
     answer = cli("export", *options, "--size", "24x40").succeeds()
     assert "trained at 16x16 px, exported for 24x40: its accuracy there is another" in answer.err
     assert input_of(file) == [1, 3, 24, 40]
+    assert cli("evaluate", "--checkpoint", file, "--data", shop.data, "--json").json()["images"] == 12
 
 
 def test_what_is_no_size_is_one_line(cli, shop, tmp_path):

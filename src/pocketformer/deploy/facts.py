@@ -28,7 +28,8 @@ class Facts:
     `stored_size`, cut to that, and its middle `size` is taken; "fit": resized to fit into `size`, its shape kept,
     and padded below and on the right with the mean; "any": `size` px of an image, at the scale of the training.
     `first_label`: the label of the first class. `licence`: of the weights, None where nobody stated it.
-    `fingerprint`: of the images that the training saw.
+    `fingerprint`: of the images that the training saw. `depth`: how its images of more than 8 bits became bytes
+    (`training.depths`), None where it had none.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Facts:
     precision: str = "float32"
     licence: str | None = None
     fingerprint: str | None = None
+    depth: dict | None = None
     pocketformer: str = version("pocketformer")
 
     @property
@@ -136,6 +138,7 @@ _FITS = {
     "outputs": _are(str),
     "first_label": lambda value: isinstance(value, int),
     "dynamic_batch": lambda value: isinstance(value, bool),
+    "depth": lambda value: value is None or isinstance(value, dict),
     **dict.fromkeys(
         ("task", "architecture", "framing", "interpolation", "input", "layout", "dtype", "format", "precision"),
         lambda value: isinstance(value, str),

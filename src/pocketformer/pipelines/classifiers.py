@@ -96,7 +96,8 @@ def open_classifier(
         count = len(classes) if classes else forward(torch.zeros(1, 3, *facts.size)).shape[1]
         normalisation = OURS if facts.raw else Normalisation(tuple(facts.mean), tuple(facts.std))
         sizes = tuple(facts.size), tuple(facts.stored_size or facts.size)
-        about = exported, _depth_of(folder), facts.fingerprint
+        depth = Depth.of_record({"depth": facts.depth}) if facts.depth else _depth_of(folder)
+        about = exported, depth, facts.fingerprint
         yield Classifier(path, runtime_name, classes, count, *sizes, normalisation, forward, *about)
 
 

@@ -26,6 +26,7 @@ def classifier_facts(
         **channels(normalisation_of(model), model.in_chans),
         licence=licence or (stated if isinstance(stated, str) else None),
         fingerprint=fingerprint,
+        depth=config["data"].get("depth"),
     )
 
 

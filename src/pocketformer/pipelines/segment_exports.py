@@ -56,6 +56,7 @@ def _facts(trained: Trained, size: tuple[int, int], checkpoint: str, licence: st
         **channels(trained.normalisation, 3),
         licence=licence,
         fingerprint=data_fingerprint(checkpoint),
+        depth=trained.depth.recorded().get("depth"),
     )
 
 

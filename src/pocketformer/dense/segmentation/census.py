@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pocketformer import files
 from pocketformer.dense import orientation
@@ -279,7 +278,7 @@ def _seen(raw: bytes, depth: Depth) -> tuple[orientation.Size, int, tuple[Seen, 
 
 
 def _contrast(raw: bytes, labels: np.ndarray, turn: int) -> float:
-    with Image.open(io.BytesIO(raw)) as image:
+    with open_image(io.BytesIO(raw)) as image:
         return orientation.contrast(np.asarray(image.convert("L")), labels, turn)
 
 

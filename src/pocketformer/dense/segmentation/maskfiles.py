@@ -9,6 +9,7 @@ from PIL import Image
 
 from pocketformer.dense.orientation import orientation, turned
 from pocketformer.dense.segmentation.labels import Coding
+from pocketformer.training.opening import open_image
 
 # Those that also have a lossless form do not say reliably which it is.
 _LOSSY = ("JPEG", "JPEG2000", "MPO", "AVIF", "HEIF", "HEIC", "DDS", "JXL")
@@ -54,7 +55,7 @@ def open_mask(path: str | Path | BinaryIO, coding: Coding) -> MaskFile:
     """A mask as it is in its file: grey, indexed (the index is the label, but for a palette of greys alone), or colours
     whose channels are equal; with `coding.colours` colours
     (see `Coding`). Raises as `read_mask` does."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         refuse_lossy(image)
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"{image.n_frames} pictures in one file")
