@@ -3,15 +3,18 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 
 from pocketformer.errors import UserError
+from pocketformer.progress import Stage, stage
 from pocketformer.training.sources import Found, shown
 
+_MANY, _CHUNK = 20_000, 1024
 _PART = 4096  # bytes of the middle and of the end of a file, by which files of one size are told apart first
 
 
@@ -26,9 +29,9 @@ def find_copies(found: Found, digests: Sequence[str] | None, workers: int = 0) -
     if found.sizes is None or found.load is None:
         return None
     sizes = found.sizes()
-    for key in (lambda row: int(sizes[row]), _digester(found, sizes, whole=False), _digester(found, sizes, whole=True)):
-        with ThreadPoolExecutor(workers) if workers > 0 else nullcontext() as pool:
-            first = _alike(len(found), zip(rows, (pool.map if pool else map)(key, rows), strict=True))
+    first, keys = None, [_digester(found, sizes, whole=False), _digester(found, sizes, whole=True)]
+    for keyed in (lambda rows: sizes[rows].tolist(), *(partial(_mapped, key, workers=workers) for key in keys)):
+        first = _alike(len(found), zip(rows, keyed(rows), strict=True))
         if first is None:
             return None
         several = np.bincount(first, minlength=len(found))[first] > 1
@@ -144,14 +147,23 @@ def _alike(count: int, keys: Iterable[tuple[int, Hashable]]) -> np.ndarray | Non
     return first if len(seen) and (first != np.arange(count)).any() else None
 
 
+def _mapped(key: Callable[[int], Hashable], rows: list[int], workers: int) -> Iterator[Hashable]:
+    """The keys of rows, by `workers` threads; of many it is said how far it is."""
+    shown = stage("look for copies", len(rows)) if len(rows) > _MANY else nullcontext(Stage("", None))
+    with shown as progress, ThreadPoolExecutor(workers) if workers > 0 else nullcontext() as pool:
+        for first in range(0, len(rows), _CHUNK):
+            chunk = rows[first : first + _CHUNK]
+            yield from (pool.map if pool else map)(key, chunk)
+            progress.advance(len(chunk))
+
+
 def _digester(found: Found, sizes: np.ndarray, whole: bool) -> Callable[[int], bytes]:
     def digest(row: int) -> bytes:
         size = int(sizes[row])
         try:
-            spans = [(0, size)] if whole else [(size // 2, _PART), (size - _PART, _PART)]
-            parts = [found.read(row, *span) for span in spans]
+            parts = found.read(row, [(0, size)] if whole else [(size // 2, _PART), (size - _PART, _PART)])
         except OSError:  # told when it is decoded
             return b"%d" % row
-        return hashlib.sha256(b"".join([b"%d " % size, *parts])).digest()
+        return hashlib.sha256(b"%d " % size + parts).digest()
 
     return digest

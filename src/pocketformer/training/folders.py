@@ -12,7 +12,7 @@ from pocketformer.errors import UserError
 from pocketformer.files import as_text
 from pocketformer.training.layouts import Classes, Layout, class_name, holds_splits, matched_classes, read_layout
 from pocketformer.training.opening import open_image
-from pocketformer.training.sources import Found, Sample, shown, some, stamp_and_sizes
+from pocketformer.training.sources import Found, Sample, Spans, shown, some, stamp_and_sizes
 from pocketformer.training.strings import Strings
 from pocketformer.training.trees import passed_over, read_tree
 
@@ -34,10 +34,12 @@ class FolderImages:
             raise ValueError("empty file")
         return Sample(open_image(io.BytesIO(raw)), raw, int(self.labels[row]))
 
-    def read(self, row: int, first: int, count: int) -> bytes:
-        with open(self.root / self.names[row], "rb") as file:
-            file.seek(max(first, 0))
-            return file.read(count)
+    def read(self, row: int, spans: Spans) -> bytes:
+        file = os.open(os.path.join(self.root, self.names[row]), os.O_RDONLY)
+        try:
+            return b"".join(os.pread(file, count, max(first, 0)) for first, count in spans)
+        finally:
+            os.close(file)
 
     def name(self, row: int) -> str:
         return shown(Path(self.names[row]).as_posix())

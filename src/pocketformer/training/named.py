@@ -70,10 +70,10 @@ def find_named(source: str, prefix: str, name: str) -> Found:
         raise UserError(f"{source}: give the path of the folder itself")
     if prefix == "wds" and "://" not in name:
         return find_shards(source, Path(name) if Path(name).is_dir() else dataset_home() / name, TEST_SPLITS)
-    parts = [_create(source, prefix, name, ("train",)), _create(source, prefix, name, TEST_SPLITS)]
-    if parts[0] is None:
+    (train, _), (test, split) = (_create(source, prefix, name, names) for names in (("train",), TEST_SPLITS))
+    if train is None:
         raise UserError(f"{source}: has no split named train")
-    parts = [part for part in parts if part is not None]
+    parts = [part for part in (train, test) if part is not None]
     counts = [len(part) for part in parts]
     if not all(counts):
         raise UserError(f"{source}: does not say how many images it has")
@@ -88,6 +88,7 @@ def find_named(source: str, prefix: str, name: str) -> Found:
         "train": counts[0],
         "test": sum(counts[1:]),
         "stamp": stamp_of(paths, *words),
+        "notes": () if split in (None, "test") else (f"the test split is the data set's {split}",),
     }
     if not any(isinstance(part, IterableDataset) for part in parts):
         sets = _MapSets(tuple(parts), " ".join(words))
@@ -115,8 +116,8 @@ def find_named(source: str, prefix: str, name: str) -> Found:
     return Found(**facts, name=name_of, in_order=in_order, why_in_order=why)
 
 
-def _create(source: str, prefix: str, name: str, splits: tuple[str, ...]) -> Any:
-    """The first of the splits that the data set has, through timm; None if it has none of them."""
+def _create(source: str, prefix: str, name: str, splits: tuple[str, ...]) -> tuple[Any, str | None]:
+    """The first of the splits that the data set has, through timm, and its name; None if it has none of them."""
     from timm.data import create_dataset
 
     home = dataset_home()
@@ -130,7 +131,7 @@ def _create(source: str, prefix: str, name: str, splits: tuple[str, ...]) -> Any
             # Some readers print advice: stdout belongs to results.
             with contextlib.redirect_stdout(sys.stderr):
                 columns = _columns(name, split) if prefix == "hfds" else {}
-                return create_dataset(source, root=root, split=split, download=True, **columns)
+                return create_dataset(source, root=root, split=split, download=True, **columns), split
         except ImportError as error:
             package = PACKAGES.get(prefix, error.name)
             raise UserError(f"{source}: cannot be obtained without the package {package} ({error})") from None
@@ -140,7 +141,7 @@ def _create(source: str, prefix: str, name: str, splits: tuple[str, ...]) -> Any
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             place = f" (looked for in {root})" if root else ""
             raise UserError(f"{source}: cannot be obtained{place}: {reason}") from None
-    return None
+    return None, None
 
 
 def _columns(name: str, split: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ killed epoch nowhere to continue. The headers alone tell where each image lies, 
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import numpy as np
 from pocketformer.errors import UserError
 from pocketformer.training.layouts import split_of
 from pocketformer.training.opening import open_image
-from pocketformer.training.sources import Found, Sample, some, stamp_of
+from pocketformer.training.sources import Found, Sample, Spans, some, stamp_of
 from pocketformer.training.strings import Strings
 from pocketformer.training.trees import image_endings
 
@@ -53,12 +54,11 @@ class ShardImages:
     def sizes(self) -> np.ndarray:
         return self.spans[:, 2]
 
-    def read(self, row: int, first: int, count: int) -> bytes:
+    def read(self, row: int, spans: Spans) -> bytes:
         shard, start, size = map(int, self.spans[row])
-        first = max(first, 0)
         with open(self.folder / self.shards[shard], "rb") as file:
-            file.seek(start + first)
-            return file.read(min(count, size - first))
+            spans = [(max(first, 0), count) for first, count in spans]
+            return b"".join(os.pread(file.fileno(), min(n, size - first), start + first) for first, n in spans)
 
     def path(self, row: int) -> str:
         return self.keys[row]

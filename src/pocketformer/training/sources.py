@@ -32,6 +32,7 @@ class Sample:
 
 
 Load = Callable[[], Sample]
+Spans = Sequence[tuple[int, int]]  # (first byte, count) of parts of a file
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Found:
     tells an image of a row from others without reading it, the same on any machine); `bad` are rows that cannot be
     read, as far as listing tells (row -> why), and `place` is what vanishes if the images do. These go to other
     processes, so they can be pickled. `sizes` int64 (N,) are those of the files in bytes,
-    `read` gives bytes of one from a first byte on, `path` is that of a row below its class, where there are such.
+    `read` gives bytes of one, in spans, `path` is that of a row below its class, where there are such.
 
     The others have `in_order()`, which yields (row, load) and decodes to do so, and `why_in_order`.
     """
@@ -62,7 +63,7 @@ class Found:
     identify: Callable[[int], str] | None = None
     path: Callable[[int], str] | None = None
     sizes: Callable[[], np.ndarray] | None = None
-    read: Callable[[int, int, int], bytes] | None = None
+    read: Callable[[int, Spans], bytes] | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
     place: Path | None = None
     in_order: Callable[[], Iterator[tuple[int, Load]]] | None = None
