@@ -8,7 +8,7 @@ _DRAWN = 40  # classes up to which the whole matrix is drawn; of more, those mos
 _OF_MANY = 25
 _ROWS = 50  # of the table, of which the first stand open
 _OPEN = 12
-_CELL, _LETTER = 22, 6.6
+_LETTER, _NUMBERED = 6.6, 15  # px a letter; classes up to which cells hold their numbers
 
 CSS = """
 .confusion text{font:11px system-ui,sans-serif;fill:var(--fg)} .confusion .small{fill:var(--muted)}
@@ -94,14 +94,15 @@ def drawing(record: Record) -> str:
     confusion, names = part(tested(record), "confusion", default={}), _chosen(record)
     if len(names) < 2:
         return ""
+    cell = 38 if len(names) <= _NUMBERED else 22
     labels = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
     left = 12 + max(map(len, labels)) * _LETTER
-    side = _CELL * len(names)
+    side = cell * len(names)
     parts = [f'<rect class="frame" x="{left:.0f}" y="0" width="{side}" height="{side}"/>']
     for r, (name, label) in enumerate(zip(names, labels, strict=True)):
-        y = r * _CELL
-        parts.append(f'<text x="{left - 5:.0f}" y="{y + 15}" text-anchor="end">{safe(label)}</text>')
-        x = left + y + 14
+        y = r * cell
+        parts.append(f'<text x="{left - 5:.0f}" y="{y + cell / 2 + 4:.0f}" text-anchor="end">{safe(label)}</text>')
+        x = left + y + cell / 2 - 4
         parts.append(f'<text transform="translate({x:.0f} {side + 6}) rotate(90)">{safe(label)}</text>')
         row = {key: n for key, n in part(confusion, name, default={}).items() if is_number(n) and n > 0}
         total = sum(row.values())
@@ -110,10 +111,14 @@ def drawing(record: Record) -> str:
                 continue
             share = row[other] / total
             title = f"{name} taken for {other}: {count(row[other])} of {count(total)} ({percent(share, 1)})"
-            place = f'x="{left + c * _CELL:.0f}" y="{y}" width="{_CELL}" height="{_CELL}"'
+            place = f'x="{left + c * cell:.0f}" y="{y}" width="{cell}" height="{cell}"'
             kind = "right" if c == r else "wrong"
             ink = f'class="{kind}" fill-opacity="{0.12 + 0.88 * share:.2f}"'
-            parts.append(f"<rect {ink} {place}><title>{safe(title)}</title></rect>")
+            number = ""
+            if len(names) <= _NUMBERED:
+                middle = f'x="{left + (c + 0.5) * cell:.0f}" y="{y + cell / 2 + 4:.0f}" text-anchor="middle"'
+                number = f'<text {middle} pointer-events="none">{count(row[other])}</text>'
+            parts.append(f"<rect {ink} {place}><title>{safe(title)}</title></rect>{number}")
     width, height = left + side + 1, side + left
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="confusion" width="{width:.0f}" height="{height:.0f}" '
