@@ -139,6 +139,10 @@ def test_an_exported_file_is_judged_anywhere(place, tmp_path):
     moved = shutil.copy(file, tmp_path / "moved.onnx")
     shutil.copy(f"{file}.json", tmp_path / "moved.onnx.json")
     assert ask("evaluate", "--checkpoint", moved, *asked).json() == inside
+    again = ask("evaluate", "--checkpoint", moved, "--data", place / "data", "--seed", 3, "--workers", 0, "--json")
+    trained = json.loads((place / "run" / "results.json").read_text())["test"]
+    assert again.json()["confusion"] == trained["confusion"]  # its facts know the images of the training again
+    assert "must be the training's" in again.err
     bare = tmp_path / "bare.onnx"
     strip(file, bare)
     ask("evaluate", "--checkpoint", bare, *asked).fails(2, "bare.onnx.json", "--checkpoint RUN --file", alone=True)
