@@ -37,7 +37,7 @@ def export(
         typer.Option(
             metavar="DATA",
             help="Images that int8 is calibrated on (128 are used): any folder of images, or a data set, of which "
-            "none of the test split are taken. [default: those of --data]",
+            "none of the test split are taken. [default: those of --data, if its classes are the network's]",
         ),
     ] = None,
     dynamic_batch: Annotated[
@@ -51,10 +51,28 @@ def export(
         ),
     ] = None,
     architecture: options.ArchitectureFile = None,
+    max_loss: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            callback=options.not_negative,
+            help="Points of accuracy on the search split that a precision below float32 may cost: a file that loses "
+            "more is not written (exit code 1).",
+        ),
+    ] = 2.0,
     data: Annotated[
-        str, typer.Option(metavar="DATA", help="Images to verify on (32 of the search split are used).")
-    ] = "embedded",
-    seed: options.Seed = 0,
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images to verify on (32 of the search split, of all classes alike), to calibrate int8 on (128) and "
+            "to judge lower precisions by. [default: those that the run was trained on; if they are gone, embedded "
+            "pictures of clothing, never for int8]",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Seed of the splits. [default: that of the training, else 0]"),
+    ] = None,
     workers: options.Workers = 2,
     licence: options.Licence = None,
     json: options.Json = False,
@@ -65,12 +83,12 @@ def export(
     then normalised by `mean` and `std` of the folder's config.json (for a file of weights they are printed);
     output `logits`. The file is run on real images and compared with PyTorch first: on a mismatch nothing is
     written (exit code 1). For a lower precision, a float32 file is checked first; accuracy and latency are then
-    compared with that file's.
+    compared with that file's, and a file that loses more than --max-loss points is not written.
 
     \b
     Examples:
       pocketformer export --checkpoint runs/mine --data photos --out model.onnx
-      pocketformer export --checkpoint runs/mine --format openvino --int8 --out model.xml
+      pocketformer export --checkpoint runs/mine --data photos --format openvino --int8 --out model.xml
     """
     from pocketformer.cli.summary import exported
     from pocketformer.pipelines.exporting import ExportSettings, export_checkpoint
@@ -78,7 +96,7 @@ def export(
     if int8 and precision not in ("float32", "int8"):
         raise typer.BadParameter(f"--int8 and --precision {precision} exclude each other")
     settings = ExportSettings(
-        format, "int8" if int8 else precision, calibration, dynamic_batch, licence, options.size_of(size)
+        format, "int8" if int8 else precision, calibration, dynamic_batch, licence, options.size_of(size), max_loss
     )
     report, compared = export_checkpoint(checkpoint, out, settings, architecture, data, seed, workers)
     if json:

@@ -16,6 +16,12 @@ def above_zero(value: float | None) -> float | None:
     return value
 
 
+def not_negative(value: float) -> float:
+    if not (value >= 0 and math.isfinite(value)):
+        raise typer.BadParameter(f"must not be below zero, not {value:g}")
+    return value
+
+
 def one_of(known: Callable[[], Iterable[str]]) -> Callable[[str | None], str | None]:
     """A check that the value is one of `known()`, which is called when the option is."""
 

@@ -5,6 +5,7 @@ import errno
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from pocketformer import files
 from pocketformer.deploy.facts import Facts, companion, facts_of, write_facts
 from pocketformer.deploy.formats import SUFFIXES, check_name, format_of, runtime_of
 from pocketformer.deploy.fuse import fuse
+from pocketformer.deploy.plain import by_itself, plain_network
 from pocketformer.deploy.verify import Verification, check_images, fit_images, verify
 from pocketformer.errors import UserError, WorkError
 from pocketformer.runtimes.sessions import Sessions
@@ -45,6 +47,7 @@ class ExportReport:
         return asdict(self)
 
 
+@by_itself()
 def export(
     model: nn.Module,
     path: str | os.PathLike,
@@ -56,6 +59,7 @@ def export(
     dynamic_batch: bool = False,
     float32: str | os.PathLike | None = None,
     facts: Facts | None = None,
+    accept: Callable[[Path], None] | None = None,
 ) -> ExportReport:
     """Writes the deployed graph of `model` to `path`: for single images, or with `dynamic_batch` any number; and
     beside it as JSON what a user of it must know: `facts`, without them what the network itself tells.
@@ -75,7 +79,8 @@ def export(
     start = time.perf_counter()
     about = {"format": format, "precision": precision, "dynamic_batch": dynamic_batch}
     facts = replace(facts or facts_of(model), **about)
-    fused = fuse(copy.deepcopy(model).float().cpu())  # folding in a lower precision would lose some of it
+    # Folding in a lower precision would lose some of it.
+    fused = plain_network(fuse(plain_network(copy.deepcopy(model).cpu())))
     images = check_images(model, images)
     if calibration is not None:
         calibration = fit_images(model, calibration, "calibration")
@@ -93,6 +98,8 @@ def export(
                 _verify(worker, format, model, full, images, "float32", dynamic_batch)
             chosen.write(fused, images[:1], temporary, precision, calibration, dynamic_batch)
             found = _verify(worker, format, model, temporary, images, precision, dynamic_batch)
+            if accept is not None:
+                accept(temporary)
             write_facts(temporary, facts)
             details, size = chosen.describe(temporary), _bytes(temporary, chosen.COMPANION)
     except OSError as error:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pocketformer.deploy.plain import plain
 from pocketformer.errors import UserError, WorkError
 
 MAX_IMAGES = 32
@@ -34,14 +35,14 @@ def check_images(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def fit_images(model: nn.Module, images: torch.Tensor, purpose: str) -> torch.Tensor:
-    """The images as `model` takes them: float32, on the processor. Unfit ones: `UserError`."""
+    """The images as `model` takes them, and as converters do (`plain`). Unfit ones: `UserError`."""
     want = (model.in_chans, *model.resolution)
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) == 0:
         raise UserError(f"{purpose} needs images as a tensor of shape (N, C, H, W) with N >= 1")
     if tuple(images.shape[1:]) != want or not images.is_floating_point():
         given = f"{images.dtype} of shape {tuple(images.shape)}"
         raise UserError(f"{purpose} needs float images of shape (N, {want[0]}, {want[1]}, {want[2]}), not {given}")
-    images = images.detach().float().cpu()
+    images = plain(images)
     if not images.isfinite().all():
         raise UserError(f"{purpose} images hold values that are not finite")
     return images

@@ -14,7 +14,7 @@ from pocketformer.architecture import Architecture
 from pocketformer.architecture.blocks import BlockValue, Grid, Head
 from pocketformer.deploy import FusedHead, fuse, fuse_block
 from pocketformer.devices.plan import UNIT, Plan
-from pocketformer.models import create_model, layers
+from pocketformer.models import Network, create_model, layers
 from pocketformer.models.stage import build_block
 
 
@@ -50,10 +50,11 @@ def write_network(
     resolution: Grid,
     path: Path,
     batch: int = 1,
-) -> None:
-    """The deployed graph of an untrained network in that format."""
+) -> Network:
+    """The deployed graph of an untrained network in that format; returns the network."""
     model = create_model(architecture, num_classes, resolution, distilled=False, layer_scale=1.0)
     format.write_quick(fuse(model), torch.randn(batch, 3, *resolution), path)
+    return model
 
 
 def write_unit(format: ModuleType, num_classes: int, resolution: Grid, path: Path, batch: int = 1) -> None:

@@ -34,12 +34,14 @@ def measure_whole(
     calls: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
+    check: Callable[[Bench], None] | None = None,
 ) -> dict[str, WholeMeasurement]:
     """Times exported files, by name, interleaved with the table's reference network.
 
     `reference` is its file (`profile.write_reference`). Threads are those of the table. `latency` is the
     undisturbed time over the reference's in the same rounds, times the reference's latency in the table: the
-    profile's own measure, hence comparable with `table.latency`. Raises `UserError` for a file that the
+    profile's own measure, hence comparable with `table.latency`. `check` is called with the loaded files, by name,
+    before they are timed. Raises `UserError` for a file that the
     runtime cannot load, and for a table of another runtime or device (`check_measured_here`).
     """
     check_measured_here(table, runtime_name)
@@ -49,6 +51,8 @@ def measure_whole(
     with Bench(runtime_name, table.fingerprint.get("threads", 1), table.fingerprint.get("on", "cpu")) as bench:
         for name in order:
             bench.load(name, paths.get(name, reference))
+        if check is not None:
+            check(bench)
         samples = bench.interleave(order, rounds, calls, progress, seed, fastest=True)
     result = {}
     for name in paths:

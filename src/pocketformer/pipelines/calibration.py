@@ -9,6 +9,7 @@ import torch
 from pocketformer.errors import UserError
 from pocketformer.models import Network
 from pocketformer.pipelines.images import open_images
+from pocketformer.pipelines.samples import sample
 from pocketformer.training.batches import eval_batches, normalisation_of
 from pocketformer.training.data import Data, Split
 from pocketformer.training.decoding import to_pixels
@@ -22,7 +23,7 @@ IMAGES = 128
 def calibration_images(
     model: Network, source: str | None, data: Data, stored: tuple[int, int], seed: int
 ) -> torch.Tensor:
-    """Up to `IMAGES` images (N, 3, H, W) as `model` takes them, chosen by the seed.
+    """Up to `IMAGES` images (N, 3, H, W) as `model` takes them, chosen by the seed, all classes alike.
 
     Of the fit split, never of what is tested on: that of `data` without `source`, else that of the data set or of
     the folder with train/. Of any other folder, files at any depth (no classes needed). Raises `UserError` if
@@ -35,15 +36,11 @@ def calibration_images(
         )
     if source is not None and _is_plain(Path(source), data):
         split = _of_folder(Path(source), stored, seed, data.depth)
-    else:
-        same = source is None or _same(source, data)
-        split = (
-            data if same else open_images(source, stored, seed, "skip", 2, uses_search=False, depth=data.depth)
-        ).fit
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:IMAGES])
-        split = Split("calibration", *split.take(torch.from_numpy(chosen)))
-    batches = eval_batches(split, IMAGES, model.resolution, normalisation_of(model))
-    return next(iter(batches))[0].contiguous()
+        return next(iter(eval_batches(split, IMAGES, model.resolution, normalisation_of(model))))[0]
+    if source is not None and not _same(source, data):
+        known = {"uses_search": False, "depth": data.depth}
+        data = open_images(source, stored, seed, "skip", 2, as_they_are=True, **known)
+    return sample(data.fit, IMAGES, model.resolution, normalisation_of(model), seed)[0]
 
 
 def _is_plain(folder: Path, data: Data) -> bool:

@@ -12,10 +12,11 @@ from pocketformer import files
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.deploy import SUFFIXES, export, format_for
 from pocketformer.deploy.facts import Facts, companion
+from pocketformer.deploy.verify import MAX_IMAGES
 from pocketformer.devices import LatencyTable
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
-from pocketformer.pipelines import results
+from pocketformer.pipelines import early, results
 from pocketformer.pipelines.baselines import random_subnets, score_subnets
 from pocketformer.pipelines.chain import Chain
 from pocketformer.pipelines.costs import CostModel
@@ -25,6 +26,7 @@ from pocketformer.pipelines.networks import FinalTraining, recalibrated_score, t
 from pocketformer.pipelines.profiling import profile_space, time_networks
 from pocketformer.pipelines.refusals import check_measured_here, check_table, refuse_small_budgets, refuse_unreachable
 from pocketformer.pipelines.results import Compared
+from pocketformer.pipelines.samples import sample
 from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import DesignSettings, stored_size
@@ -37,7 +39,7 @@ from pocketformer.runtimes import runtime
 from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
-from pocketformer.training.batches import eval_batches
+from pocketformer.training.batches import OURS
 from pocketformer.training.teachers import load_teacher
 
 _ATTEMPTS = 4  # networks that are trained until one's exported file holds the budgets
@@ -74,6 +76,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         if (run.path / "results.json").exists():
             return files.read_json(run.path / "results.json")
 
+        _verify_export(chain)
         table = _table(chain, latency)
         costs = CostModel(table, len(data.classes), chain.distilled)
         try:
@@ -99,6 +102,15 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         outcome = results.collect(chain, goal, shipped, exported, trajectory, scored, networks)
         files.write_json(run.path / "results.json", outcome)
         return outcome
+
+
+def _verify_export(chain: Chain) -> None:
+    """A runtime that cannot be written for is told in the first minute, not after the last training."""
+    settings, format = chain.settings, format_for(chain.settings.runtime).NAME
+    if "export_verified" not in read_config(chain.path)["facts"]:
+        images, _ = sample(chain.data.search, early.IMAGES, settings.space.resolution, OURS, settings.seed)
+        early.verify_export(settings.space, format, len(chain.data.classes), images)
+        chain.run.record(export_verified=format)
 
 
 def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
@@ -237,7 +249,7 @@ def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -
     """Exports a trained network to `exported/` and times the file, unless that is done."""
     settings, target = chain.settings, _target(chain)[0]
     if not (folder / "export.json").exists():
-        images = next(iter(eval_batches(chain.data.search, 32, settings.space.resolution)))[0]
+        images, _ = sample(chain.data.search, MAX_IMAGES, settings.space.resolution, OURS, settings.seed)
         with stage("export, verify and time the file"):
             facts = _facts(chain, model, folder)
             report = export(model, target, images, format_for(settings.runtime).NAME, facts=facts)

@@ -20,6 +20,7 @@ from pocketformer.dense.fused import FusedBackbone
 from pocketformer.deploy import check_name
 from pocketformer.deploy.facts import Facts, architecture_name, companion, write_facts
 from pocketformer.deploy.formats.onnx import OPSET, describe
+from pocketformer.deploy.plain import by_itself, plain, plain_network
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError, first_line
 from pocketformer.pipelines.detect_verification import Found, inner, results, verify, watched
@@ -37,7 +38,7 @@ class FusedDetector(nn.Module):
 
     def __init__(self, detector: Detector, size: tuple[int, int]):
         super().__init__()
-        self.detector, self.size = copy.deepcopy(detector).float().cpu().eval(), size
+        self.detector, self.size = plain_network(copy.deepcopy(detector).cpu()).eval(), size
         backbone = self.detector.pyramid.backbone
         backbone.network.set_input_size(size)
         self.detector.pyramid.backbone = FusedBackbone(backbone)
@@ -56,6 +57,7 @@ class FusedDetector(nn.Module):
         return tuple(found[name] for name in self.names)
 
 
+@by_itself()
 def export_detector(
     checkpoint: str, out: Path, size: tuple[int, int] | None, source: str, licence: str | None = None
 ) -> dict:
@@ -112,7 +114,7 @@ def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tens
         placed = torch.zeros(3, *size)
         placed[:, : shown[0], : shown[1]] = to_input(image, shown, trained.normalisation)
         found.append(placed)
-    return padded(found, 1)
+    return plain(padded(found, 1))
 
 
 @converting("PyTorch's ONNX exporter")

@@ -2,6 +2,7 @@
 
 import statistics
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,23 +10,25 @@ import torch
 
 from pocketformer.architecture.design import Grid
 from pocketformer.deploy import SUFFIXES, ExportReport, check_name, export, exporter_of, runtime_of
+from pocketformer.deploy.verify import MAX_IMAGES
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import paired_ratios
 from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines.calibration import calibration_images
+from pocketformer.pipelines.export_images import Images, images_of
 from pocketformer.pipelines.facts import classifier_facts, data_fingerprint
-from pocketformer.pipelines.images import open_images, split_otherwise
+from pocketformer.pipelines.images import say_unreadable
 from pocketformer.pipelines.networks import as_result
-from pocketformer.pipelines.trained import learned_from, load_trained, size_to_store
+from pocketformer.pipelines.samples import sample
+from pocketformer.pipelines.trained import load_trained, size_to_store
 from pocketformer.progress import say, stage
 from pocketformer.runtimes.sessions import Sessions
-from pocketformer.training.batches import eval_batches, normalisation_of
+from pocketformer.training.batches import normalisation_of
 from pocketformer.training.data import Data
-from pocketformer.training.depths import Depth
 from pocketformer.training.evaluation import evaluate
 
-_IMAGES = 32
+MAX_LOSS = 2.0  # points of accuracy that a precision below float32 may cost
 _SESSIONS, _ROUNDS = 4, 10  # of equal files the one loaded last is 2 to 5 % faster: several, in either order
 
 
@@ -37,16 +40,27 @@ class ExportSettings:
     dynamic_batch: bool = False
     licence: str | None = None  # of the weights, as the person states it
     size: Grid | None = None  # of the images; None: the network's
+    max_loss: float = MAX_LOSS
 
 
 def export_checkpoint(
-    checkpoint: str, out: Path, settings: ExportSettings, architecture: str | None, source: str, seed: int, workers: int
+    checkpoint: str,
+    out: Path,
+    settings: ExportSettings,
+    architecture: str | None,
+    source: str | None,
+    seed: int | None,
+    workers: int,
 ) -> tuple[ExportReport, dict | None]:
     """Exports the network of a folder or of a file of weights; images of the source's search split verify the file.
 
+    Without `source`, the images are those that the network was trained on, where they are still to be found, else
+    embedded ones (never for int8). Of images in files, only those that are used are decoded.
+
     Also, for a precision below float32 and where a runtime here runs the format, what that costs and gains:
     {"accuracy": {"float32", precision} on the search split where the data's classes are the network's,
-    "latency_ratio" to the float32 file}. If that fails, it is said, and the file stays.
+    "latency_ratio" to the float32 file}. A file that loses more than `max_loss` points is not put in its place:
+    `WorkError`. If the comparison itself fails, it is said, and the file stays.
     """
     exporter_of(settings.format, settings.precision)  # refused before anything is read
     if out.is_dir() and out.suffix != SUFFIXES["coreml"]:
@@ -55,55 +69,77 @@ def export_checkpoint(
     if settings.calibration is not None and settings.precision != "int8":
         raise UserError("--calibration belongs to --int8")
     model, config = load_trained(Path(checkpoint), architecture)
-    size = tuple(config["data"].get("stored_size", model.resolution))
     if settings.size is not None and settings.size != model.resolution:
         was, now = (f"{height}x{width}" for height, width in (model.resolution, settings.size))
         model.set_input_size(settings.size)
-        size = size_to_store(model.resolution)
-        config = {**config, "data": {**config["data"], "stored_size": list(size)}}
+        config = {**config, "data": {**config["data"], "stored_size": list(size_to_store(settings.size))}}
         say(f"note: trained at {was} px, exported for {now}: its accuracy there is another")
-    known = {"group_by": config["data"].get("group_by"), "depth": Depth.of_record(config["data"])}
-    images = open_images(source, size, seed, "skip", workers, uses_search=False, **known)
-    batch = next(iter(eval_batches(images.search, _IMAGES, model.resolution, normalisation_of(model))))[0]
-    calibration, known = None, learned_from(checkpoint)
-    if settings.precision != "float32" and known is not None and split_otherwise(known[0], images)[0]:
-        raise UserError(
-            f"{checkpoint} was trained with --seed {known[1]}, which splits these images otherwise: give --seed "
-            f"{known[1]}, so that none of its test images calibrates the file, and none that it learned from judges it"
-        )
+    found = images_of(
+        checkpoint, config, model, source, settings.precision, settings.calibration is not None, seed, workers
+    )
+    normalisation = normalisation_of(model)
+    images, _ = sample(found.data.search, MAX_IMAGES, model.resolution, normalisation, found.seed)
+    calibration = None
     if settings.precision == "int8":
-        calibration = calibration_images(model, settings.calibration, images, size, seed)
+        calibration = calibration_images(model, settings.calibration, found.data, found.stored, found.seed)
+    say_unreadable(found.data)
     if config["classes"] is None:
-        mean, std = (", ".join(f"{value:g}" for value in values) for values in normalisation_of(model))
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in normalisation)
         say(f"note: the file takes images normalised by mean {mean} and std {std}")
-    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
+    compared = None
+    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder, ExitStack() as shown:
         float32 = Path(folder) / f"float32{SUFFIXES[settings.format]}"
-        with stage("export and verify"):
-            report = export(
-                model,
-                out,
-                batch,
-                settings.format,
-                precision=settings.precision,
-                calibration=calibration,
-                dynamic_batch=settings.dynamic_batch,
-                float32=float32,
-                facts=classifier_facts(model, config, data_fingerprint(checkpoint), settings.licence),
+
+        def accept(file: Path) -> None:
+            nonlocal compared
+            shown.close()
+            compared = _accepted(model, settings, {"float32": float32, settings.precision: file}, found)
+
+        lower = settings.precision != "float32" and runtime_of(settings.format) is not None
+        shown.enter_context(stage("export and verify"))
+        report = export(
+            model,
+            out,
+            images,
+            settings.format,
+            precision=settings.precision,
+            calibration=calibration,
+            dynamic_batch=settings.dynamic_batch,
+            float32=float32,
+            facts=classifier_facts(model, config, data_fingerprint(checkpoint), settings.licence),
+            accept=accept if lower else None,
+        )
+    if settings.precision != "float32" and not lower:
+        say(f"note: accuracy in {settings.precision} is not known: no runtime here runs {settings.format} files")
+    return report, compared
+
+
+def _accepted(model: Network, settings: ExportSettings, files: dict[str, Path], found: Images) -> dict | None:
+    """What the lower precision costs and gains, if it could be found out. `WorkError` if it costs too much."""
+    precision = settings.precision
+    if found.not_judged:
+        say(f"note: accuracy before and after {precision} is not known: {found.not_judged}")
+    with stage(f"compare {precision} with float32"):
+        try:
+            compared = _compared(model, runtime_of(settings.format), files, None if found.not_judged else found.data)
+        except (UserError, WorkError) as error:  # the file is verified
+            say(f"note: {precision} could not be compared with float32: {error}")
+            return None
+    if compared["accuracy"]:
+        before, after = compared["accuracy"]["float32"], compared["accuracy"][precision]
+        lost = before["correct"] - after["correct"]
+        if 100 * lost > settings.max_loss * before["images"]:
+            raise WorkError(
+                f"export refused: {precision} loses {100 * lost / before['images']:.1f} points of accuracy on search "
+                f"({before['correct']} to {after['correct']} of {before['images']} images right), allowed are "
+                f"{settings.max_loss:g} (--max-loss); nothing was written"
             )
-        if settings.precision == "float32" or report.verified is None:
-            return report, None
-        same_classes = config["classes"] == list(images.classes)
-        with stage(f"compare {settings.precision} with float32"):
-            try:
-                return report, _compared(model, report, float32, images if same_classes else None)
-            except (UserError, WorkError) as error:  # the file is verified and in place
-                say(f"note: {settings.precision} could not be compared with float32: {error}")
-                return report, None
+    return compared
 
 
-def _compared(model: Network, report: ExportReport, float32: Path, images: Data | None) -> dict:
-    runtime_name, accuracy, ratios = runtime_of(report.format), None, []
-    files = {"float32": float32, report.precision: Path(report.path)}
+def _compared(model: Network, runtime_name: str, files: dict[str, Path], images: Data | None) -> dict:
+    """`files`: of float32 and of the lower precision, by name; `images`: None if accuracy cannot be judged."""
+    accuracy, ratios, (float32, lower) = None, [], files
     with Bench(runtime_name) as bench:
         for seed in range(_SESSIONS):
             bench.close()  # the next call starts a fresh process
@@ -112,7 +148,7 @@ def _compared(model: Network, report: ExportReport, float32: Path, images: Data 
             if images and accuracy is None:
                 accuracy = {name: _accuracy(model, bench, name, images) for name in files}
             samples = bench.interleave(list(files), _ROUNDS, seed=seed)
-            ratios.append(statistics.median(paired_ratios(samples[report.precision], samples["float32"])))
+            ratios.append(statistics.median(paired_ratios(samples[lower], samples[float32])))
     return {"runtime": runtime_name, "accuracy": accuracy, "latency_ratio": statistics.median(ratios)}
 
 

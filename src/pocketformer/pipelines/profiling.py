@@ -5,9 +5,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from pocketformer import files
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
+from pocketformer.deploy.verify import verify
 from pocketformer.devices import LatencyTable
 from pocketformer.devices.candidates import write_network
 from pocketformer.devices.emit import check_format, emit
@@ -16,11 +19,13 @@ from pocketformer.devices.plan import Plan
 from pocketformer.devices.profile import JOURNAL, check_settings, profile, write_reference
 from pocketformer.devices.results import import_table
 from pocketformer.devices.whole import WholeMeasurement, measure_whole
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, WorkError
+from pocketformer.pipelines.early import verify_export
 from pocketformer.pipelines.settings import ProfileSettings
 from pocketformer.pipelines.tables import told, warn
 from pocketformer.progress import Stage, stage
 from pocketformer.runs import Ledger, alone
+from pocketformer.runtimes.sessions import Sessions
 
 _SESSIONS, _WHOLE_ROUNDS = 5, 30
 
@@ -76,8 +81,10 @@ def profile_file(
     work = out.with_name(f".{out.name}.work")
     with alone(work):
         try:
+            if not files.Lines.read(work / JOURNAL):
+                verify_export(space, format_of_runtime(runtime_name), num_classes)
             table = profile_space(space, runtime_name, num_classes, settings, seed, work)
-        except UserError:
+        except (UserError, WorkError):
             if len(files.Lines.read(work / JOURNAL)) <= 1:  # nothing was measured
                 shutil.rmtree(work, ignore_errors=True)
             raise
@@ -106,7 +113,10 @@ def emit_models(
         raise UserError(f"--emit-models {folder} is a file; give a folder")
     check_format(format_name, precision)
     check_settings(1, settings.batch, num_classes, settings.rounds, settings.networks, settings.checks)
-    plan = Plan.draw(SearchSpace.named(space_name), num_classes, settings.networks, settings.checks, seed)
+    space = SearchSpace.named(space_name)
+    plan = Plan.draw(space, num_classes, settings.networks, settings.checks, seed)
+    if not (folder / "models").exists():
+        verify_export(space, format_name, num_classes, precision=precision)
     with stage(f"write {format_name} models", len(plan.roles)) as progress:
 
         def report(done: int, total: int, name: str) -> None:
@@ -139,7 +149,7 @@ def time_networks(
     progress: Stage | None = None,
 ) -> dict[str, dict[str, float]]:
     """Times whole networks, given as exported files or as architectures (whose weights do not matter), beside
-    the table's reference network.
+    the table's reference network. What the architectures' files compute is compared with PyTorch's first.
 
     {name: {"latency": ms with the device's drift since the table taken out, "raw": ms as the clock showed,
     "spread": ms, "rounds", "sessions"}}; of the sessions the middle one's, and how many there were.
@@ -148,18 +158,34 @@ def time_networks(
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
         reference = Path(folder) / f"reference{SUFFIXES[format.NAME]}"
         write_reference(space, runtime_name, table.num_classes, reference, settings.batch)
-        paths = {}
+        paths, written = {}, {}
         for i, (name, network) in enumerate(networks.items()):
             if isinstance(network, Architecture):
                 paths[name] = Path(folder) / f"{i}{SUFFIXES[format.NAME]}"
-                write_network(format, network, table.num_classes, table.resolution, paths[name], settings.batch)
+                written[name] = write_network(
+                    format, network, table.num_classes, table.resolution, paths[name], settings.batch
+                )
             else:
                 paths[name] = network
             if progress:
                 progress.advance()
+
+        def check(sessions: Sessions) -> None:
+            images = torch.randn(settings.batch, 3, *table.resolution, generator=torch.Generator().manual_seed(0))
+            for name, model in written.items():
+                verify(model, lambda x, name=name: sessions.run(name, x, (settings.batch,)), images)
+
         # The same file takes 1 to 2 % more or less from one session to the next: the median of several counts.
         found = [
-            measure_whole(paths, table, reference, runtime_name, rounds=_WHOLE_ROUNDS, seed=seed)
+            measure_whole(
+                paths,
+                table,
+                reference,
+                runtime_name,
+                rounds=_WHOLE_ROUNDS,
+                seed=seed,
+                check=None if seed else check,
+            )
             for seed in range(_SESSIONS)
         ]
     return {name: _middle([measured[name] for measured in found]) for name in paths}
