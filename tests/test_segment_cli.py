@@ -17,7 +17,7 @@ import shapes
 from asking import ask
 from pocketformer.dense.segmentation import evaluation, fused
 from pocketformer.dense.segmentation.maskfiles import read_mask
-from pocketformer.deploy import facts_path
+from pocketformer.deploy import SUFFIXES, facts_path
 from pocketformer.files import Lines
 from pocketformer.pipelines.segment_folders import load_segmenter
 from pocketformer.runs import read_config
@@ -87,11 +87,11 @@ def test_pictures_are_those_of_the_classes(learned, tmp_path, cli):
     assert text.startswith(f"{tmp_path}/large.jpg: ground ")
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "coreml"])
 def test_an_exported_file_computes_the_same(learned, tmp_path, cli, format):
-    if format == "openvino":
-        pytest.importorskip("openvino")
-    file = tmp_path / {"onnx": "model.onnx", "openvino": "model.xml"}[format]
+    if format != "onnx":
+        pytest.importorskip({"openvino": "openvino", "coreml": "coremltools"}[format])
+    file = tmp_path / f"model{SUFFIXES[format]}"
     arguments = ["--checkpoint", learned / "run", "--format", format, "--out", file, "--data", learned / "data"]
     report = cli("segment", "export", *arguments, "--size", 70, 90, "--json").json()
     facts, config = (json.loads(f.read_text()) for f in (facts_path(file), learned / "run/config.json"))

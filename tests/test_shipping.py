@@ -131,8 +131,9 @@ def test_only_a_file_that_holds_is_left_to_ship(tmp_path, monkeypatch):
     monkeypatch.setattr(design, "export", export)
     monkeypatch.setattr(design, "_facts", lambda chain, model, folder: model)
     monkeypatch.setattr(design, "time_networks", time_networks)
-    monkeypatch.setattr(design, "eval_batches", lambda *_: [(None, None)])
-    settings = SimpleNamespace(space=SimpleNamespace(resolution=(28, 28)), runtime="onnxruntime", profile=None)
+    monkeypatch.setattr(design, "sample", lambda *_: (None, None))
+    space = SimpleNamespace(resolution=(28, 28))
+    settings = SimpleNamespace(space=space, runtime="onnxruntime", profile=None, seed=0)
     chain = SimpleNamespace(path=tmp_path, settings=settings, data=SimpleNamespace(search=None))
     goal = SimpleNamespace(met=lambda costs: costs["latency"] <= 1)
     only_slow = False

@@ -91,11 +91,10 @@ def _own(own: str | None, known: tuple[dict, int] | None, opened, lower: bool) -
         data = opened(own)
     except UserError as error:
         return None, f"those cannot be read here ({error})"
-    if lower and (known is None or not _same_images(known[0], data)):
-        return (
-            None,
-            f"{own} does not hold the images of the training" if known else f"its run, which knows {own}, is gone",
-        )
+    if lower and known is None:
+        return None, f"no run is there that tells whether {own} still holds those"
+    if lower and not _same_images(known[0], data):
+        return None, f"{own} does not hold those any more"
     return data, None
 
 
