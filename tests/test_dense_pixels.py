@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import coco
 import shapes
 from asking import ask
 from image_files import png
@@ -51,3 +52,19 @@ def test_its_rule_holds_for_what_it_sees_later(cli, place, tmp_path):
     assert "integers from 0 to 255 (8 bits)" in cli(*predict, place / "run-eight").succeeds().err
     judged = cli("segment", "evaluate", "--checkpoint", place / "run-twelve", "--data", place / "twelve")
     assert "integers from 0 to 4095 (12 bits)" in judged.succeeds().err
+
+
+def test_a_detector_learns_the_same_from_images_of_12_bits(cli, place, tmp_path):
+    learned = {}
+    for name in ("eight", "twelve"):
+        data = coco.write_set(tmp_path / name, train=2)
+        if name == "twelve":
+            for path in data.glob("*/*.png"):
+                path.write_bytes(png(np.asarray(Image.open(path).convert("RGB")).astype(int) * 16, 16, 2))
+        arguments = ["detect", "train", "--architecture", place / "tiny.json", "--data", data, "--size", 64, 80]
+        arguments += ["--epochs", 1, "--batch-size", 2, "--workers", 0, "--set", "detector.width=16"]
+        answer = cli(*arguments, "--set", "detector.hidden=16", "--out", tmp_path / f"run-{name}").succeeds()
+        assert ("integers from 0 to 4095 (12 bits)" in answer.err) == (name == "twelve")
+        learned[name] = load_file(tmp_path / f"run-{name}" / "model.safetensors")
+    assert all(torch.equal(learned["eight"][name], learned["twelve"][name]) for name in learned["eight"])
+    assert json.loads((tmp_path / "run-twelve" / "config.json").read_text())["depth"]["bits"] == 12

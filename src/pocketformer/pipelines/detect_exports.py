@@ -98,6 +98,7 @@ def _facts(trained: Trained, size: tuple[int, int], outputs: list[str], path: st
         **channels(trained.normalisation, 3),
         licence=licence,
         fingerprint=data_fingerprint(path),
+        depth=trained.depth.recorded().get("depth"),
     )
 
 
@@ -107,7 +108,7 @@ def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tens
     folder = source if place is None else place[1]
     found = []
     for path in list(find_images([str(folder)]).values())[:_IMAGES]:
-        image = open_image(path)
+        image = open_image(path, depth=trained.depth)
         shown = fitted((image.height, image.width), size)
         scale = min(1.0, size[0] / shown[0], size[1] / shown[1])  # a tall image in a wide input
         shown = (max(1, int(shown[0] * scale)), max(1, int(shown[1] * scale)))

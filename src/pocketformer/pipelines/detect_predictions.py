@@ -24,7 +24,7 @@ def predict_folder(checkpoint: str, images: Sequence[str], out: Path, threshold:
     trained = load_detector(Path(checkpoint))
     paths = find_images(images)
     check_results(paths.values(), [f"{name}.png" for name in paths], images, out)
-    depth = check_readable(paths.values())
+    depth = check_readable(paths.values(), trained.depth)
     trained.model.to(compute.where, memory_format=torch.channels_last)
     shown, results = [], []
     with stage("predict", len(paths)) as progress, compute.autocast():

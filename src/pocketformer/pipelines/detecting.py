@@ -1,5 +1,6 @@
 """`detect train` and `detect evaluate`: Mask R-CNN or Faster R-CNN on a user's annotated images."""
 
+import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -22,11 +23,17 @@ from pocketformer.pipelines.images import few
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
 from pocketformer.runs import Inputs, Run, check_folder
+from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.compute import Compute
+from pocketformer.training.depths import Depth
+from pocketformer.training.opening import open_image
 from pocketformer.training.orders import Share
 from pocketformer.training.pixels import normalisation_of
+from pocketformer.training.sources import Found, Sample
+from pocketformer.training.streaming import preflight
 
 _COMMAND = "detect train"
+_LOOKS = 200  # images that tell of what depth all are
 _NAMED = ("annotations", "val_annotations", "val_images")
 
 
@@ -108,8 +115,24 @@ def _open(settings: DetectSettings) -> tuple[CocoSet, CocoSet]:
             raise UserError(f"{val.source}: no image has an object, so that nothing could be judged")
         if found.masks and not val.masks:
             raise UserError(f"{val.source} has no masks, but train has: give some, or learn boxes alone (--no-masks)")
-        both = found, val
+        found = with_depth(found, UNKNOWN, settings.workers)
+        both = found, with_depth(val, found.depth, settings.workers)
     return ranks.from_first(both)
+
+
+def with_depth(images: CocoSet, depth: Depth, workers: int) -> CocoSet:
+    """The set with its rule for images of more than 8 bits: `depth`, completed by up to 200 of the images. Says what
+    there is to say of these."""
+
+    def load(row: int) -> Sample:
+        raw = images.path(row).read_bytes()
+        return Sample(open_image(io.BytesIO(raw)), raw, 0)
+
+    name = [picture.file for picture in images.pictures].__getitem__
+    look = preflight(Found(images.source, (), 0, len(images), "", name, load=load), workers, None, depth, _LOOKS)
+    for note in look.remarks.notes(name, look.depth):
+        say(f"note: of {look.remarks.looked} images looked at, {note}")
+    return replace(images, depth=look.depth)
 
 
 def _places(settings: DetectSettings) -> tuple[Place, Place | None]:
@@ -156,7 +179,7 @@ def _train(model: Detector, images: CocoSet, settings: DetectSettings, run: Run)
 
     found = fit(model, DetectionTask(model), batches, settings, run, "detector", score if search else None, "AP")
     if ranks.first():
-        save_detector(run.path, Trained(found, images.classes, settings.size))
+        save_detector(run.path, Trained(found, images.classes, settings.size, images.depth))
 
 
 def evaluate_detector(
@@ -181,6 +204,7 @@ def evaluate_detector(
         masks = None if trained.model.heads.masks else False
         images = Reader(masks, bad_annotations == "skip", workers, exif)(*place)
         images = matched(replace(images, source=checkpoint, classes=trained.classes), images)
+        images = with_depth(images, trained.depth, workers)
     images = ranks.from_first(images)
     split = "val" if data is not None else Path(annotations).name
     return {"split": split, "images": len(images), **judge(trained, images, compute, workers)}

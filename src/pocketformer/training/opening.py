@@ -53,10 +53,10 @@ def reopened(image: Image.Image) -> Image.Image | None:
     file = getattr(image, "opened_from", None) or getattr(image, "filename", None) or getattr(image, "fp", None)
     if not file:
         return None
-    if hasattr(file, "seek"):
-        file.seek(0)
-        file = io.BytesIO(file.read())
-    return open_image(file)
+    if not hasattr(file, "seek"):
+        return open_image(io.BytesIO(Path(file).read_bytes()))
+    file.seek(0)
+    return open_image(io.BytesIO(file.read()))
 
 
 def _opened(file: BinaryIO | Path | str) -> Image.Image:

@@ -66,7 +66,8 @@ class _Samples(Dataset):
         return batch, annotated(self.images, rows, sizes, flips, tuple(batch.shape[2:]))
 
     def _input(self, row: int, size: Size, flipped: bool) -> torch.Tensor:
-        image = open_image(self.images.path(row), self.images.pictures[row].size, self.images.pictures[row].stored)
+        picture = self.images.pictures[row]
+        image = open_image(self.images.path(row), picture.size, picture.stored, self.images.depth)
         return to_input(image, size, self.normalisation, flipped)
 
     def _flips(self, epoch: int) -> np.ndarray:
@@ -116,7 +117,7 @@ class Single(Dataset):
         """The row, the batch (1, 3, H, W), and the image's size in it."""
         picture = self.images.pictures[row]
         size = fitted(picture.size, self.size)
-        image = open_image(self.images.path(row), picture.size, picture.stored)
+        image = open_image(self.images.path(row), picture.size, picture.stored, self.images.depth)
         return row, padded([to_input(image, size, self.normalisation)]), size
 
     def of(self, rows: Sequence[int], workers: int) -> Iterator[tuple[int, torch.Tensor, Size]]:

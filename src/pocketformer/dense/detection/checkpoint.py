@@ -12,6 +12,8 @@ from pocketformer.dense.detection.heads import Heads
 from pocketformer.errors import UserError
 from pocketformer.models import create_model
 from pocketformer.training import checkpoint
+from pocketformer.training.colours import UNKNOWN
+from pocketformer.training.depths import Depth
 from pocketformer.training.pixels import Normalisation, normalisation_of
 
 TASK = "detection"
@@ -21,11 +23,12 @@ _NAMES = ("classes", "size", "mean", "std", "heads")
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A detector in eval mode; `classes`: {category id: name} in the order of its labels; `size`: short and long side
-    that images are resized to, px."""
+    that images are resized to, px; `depth`: of those of more than 8 bits."""
 
     model: Detector
     classes: Mapping[int, str]
     size: tuple[int, int]
+    depth: Depth = UNKNOWN
 
     @property
     def normalisation(self) -> Normalisation:
@@ -44,6 +47,7 @@ def save_detector(folder: Path, trained: Trained) -> None:
         "std": list(trained.normalisation.std),
         "heads": trained.model.heads.to_dict(),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
+        **trained.depth.recorded(),
     }
     files.write_json(folder / "config.json", config)
     checkpoint.save_tensors(folder / "model.safetensors", trained.model)
@@ -73,4 +77,4 @@ def load_detector(folder: Path) -> Trained:
     network.pretrained_cfg |= {"mean": mean, "std": std}
     model = Detector(Backbone(network, (height, width)), len(classes), heads)
     checkpoint.load_weights(model, folder / "model.safetensors")
-    return Trained(model.eval(), classes, (height, width))
+    return Trained(model.eval(), classes, (height, width), Depth.of_record(config))

@@ -8,6 +8,8 @@ from typing import Any
 
 from pocketformer.dense.detection.masks import Mask, Size, area
 from pocketformer.errors import UserError
+from pocketformer.training.colours import UNKNOWN
+from pocketformer.training.depths import Depth
 from pocketformer.training.splitting import random_words
 
 _SEARCH, TEST = 3, 4  # keys of streams of random numbers
@@ -39,7 +41,8 @@ class Picture:
 class CocoSet:
     """The pictures of one split in `folder`; `classes` is {category id: name} in the order of the labels, from 1 on.
 
-    `masks`: every object that is no crowd has one. `fingerprint`: of the file and of what was left out of it.
+    `masks`: every object that is no crowd has one. `fingerprint`: of the file and of what was left out of it. `depth`:
+    of images of more than 8 bits.
     """
 
     source: str
@@ -48,6 +51,7 @@ class CocoSet:
     pictures: tuple[Picture, ...]
     masks: bool
     fingerprint: str = ""
+    depth: Depth = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image
 from pocketformer.dense import orientation
 from pocketformer.dense.detection.instances import PADDED_TO
 from pocketformer.errors import UserError, WorkError
+from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.decoding import upright, why_unreadable
+from pocketformer.training.depths import Depth
 from pocketformer.training.pixels import Normalisation
 
 Size = tuple[int, int]
@@ -59,7 +61,7 @@ def look_at(
     return found
 
 
-def open_image(path: Path, size: Size | None = None, stored: bool = False) -> Image.Image:
+def open_image(path: Path, size: Size | None = None, stored: bool = False, depth: Depth = UNKNOWN) -> Image.Image:
     """RGB, upright; as `stored`, without EXIF's turn, where that is said or only that is of the `size` that its
     annotations are for. `WorkError` if it cannot be read."""
     try:
@@ -68,7 +70,7 @@ def open_image(path: Path, size: Size | None = None, stored: bool = False) -> Im
             if stored or (size is not None and size != seen):
                 image.load()
                 image.getexif().pop(ExifTags.Base.Orientation, None)
-            found = upright(image)
+            found = upright(image, depth)
     except (UserError, MemoryError):
         raise
     except Exception as error:
