@@ -3,13 +3,15 @@ the network; what was assumed is said; nothing of Pillow's reaches the screen.""
 
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from image_files import png, tiff
 from pocketformer.architecture import SearchSpace
@@ -217,6 +219,30 @@ def test_what_cannot_be_read_is_named_for_what_it_is(trained, cli, tmp_path, mon
         assert trained(data, epochs=0.1).code == 0
         monkeypatch.setenv("POCKETFORMER_MAX_PIXELS", "many")
         trained(data, out="new").fails(2, "POCKETFORMER_MAX_PIXELS is 'many'; give a number of pixels")
+
+
+def test_heic_is_read_where_its_package_is_installed(trained, tmp_path, monkeypatch):
+    """A stand-in for pillow-heif: it is asked to register itself when the first such file is met."""
+
+    class Heif(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self.fp.seek(16)
+            inner = Image.open(io.BytesIO(self.fp.read())).convert("RGB")
+            self._mode, self._size, self.im, self.tile = "RGB", inner.size, inner.im, []
+
+    def register() -> None:
+        Image.register_open("HEIF", Heif, lambda head: head[4:12] == b"ftypheic")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: True)
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    data = write(tmp_path / "data", "x.heic", 4, 2, lambda lines: bytes(4) + b"ftypheic" + bytes(4) + png(lines * 200))
+    answer = trained(data, epochs=0.1)
+    assert answer.succeeds()
+    assert open_data(data, size=(SIDE, SIDE)).fit.images.amax() == 200
 
 
 def test_shards_hold_images_of_any_suffix(trained, tmp_path):
