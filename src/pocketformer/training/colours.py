@@ -1,4 +1,4 @@
-"""Any image that Pillow opens, as upright 8-bit RGB, by one stated rule each kind (docs/training.md has the table)."""
+"""Any image that Pillow opens, as upright 8-bit RGB, by one stated rule each kind (docs/images.md has the table)."""
 
 import re
 import sys
