@@ -22,6 +22,7 @@ def evaluate(
     runtime: options.FileRuntime = None,
     file: options.ExportedFile = None,
     device: options.Device = None,
+    class_order: options.ClassOrder = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -48,7 +49,7 @@ def evaluate(
     --out give all of it, with the confusion matrix.
 
     A file of official or timm's weights gets images normalised as on ImageNet, and the data's classes in sorted
-    order.
+    order, unless the file names them; where timm would order them otherwise, say how: --class-order.
 
     \b
     Examples:
@@ -60,10 +61,12 @@ def evaluate(
     from pocketformer.cli import class_text
     from pocketformer.cli.summary import percent
     from pocketformer.pipelines.evaluations import evaluate_checkpoint
+    from pocketformer.training.class_order import ClassOrder
 
     class_text.check(out)
     found = evaluate_checkpoint(
-        checkpoint, architecture, data, runtime, seed, bad_images, workers, file and str(file), device
+        *(checkpoint, architecture, data, runtime, seed, bad_images, workers, file and str(file), device),
+        order=ClassOrder.parse(class_order),
     )
     if out is not None:
         class_text.write(found, out)

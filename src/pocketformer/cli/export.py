@@ -51,6 +51,7 @@ def export(
         ),
     ] = None,
     architecture: options.ArchitectureFile = None,
+    class_order: options.ClassOrder = None,
     max_loss: Annotated[
         float,
         typer.Option(
@@ -92,11 +93,13 @@ def export(
     """
     from pocketformer.cli.summary import exported
     from pocketformer.pipelines.exporting import ExportSettings, export_checkpoint
+    from pocketformer.training.class_order import ClassOrder
 
     if int8 and precision not in ("float32", "int8"):
         raise typer.BadParameter(f"--int8 and --precision {precision} exclude each other")
     settings = ExportSettings(
-        format, "int8" if int8 else precision, calibration, dynamic_batch, licence, options.size_of(size), max_loss
+        *(format, "int8" if int8 else precision, calibration, dynamic_batch, licence, options.size_of(size), max_loss),
+        order=ClassOrder.parse(class_order),
     )
     report, compared = export_checkpoint(checkpoint, out, settings, architecture, data, seed, workers)
     if json:

@@ -234,6 +234,14 @@ Teacher = Annotated[
         "have the data's classes, or ImageNet's 1000 where the data's are named as synsets (n01440764).",
     ),
 ]
+ClassOrder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="timm|sorted|FILE",
+        help="In which order weights that name no classes know the data's: as timm numbers folders (1, 2, 10), sorted "
+        "as torchvision does (1, 10, 2), or as FILE lists their names (one a line, or JSON). Needed where they differ.",
+    ),
+]
 ArchitectureFile = Annotated[
     str | None,
     typer.Option(

@@ -1,5 +1,6 @@
 """`predict`: the classes of any images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,10 @@ def predict(
     ],
     checkpoint: options.Classifier,
     architecture: options.ArchitectureFile = None,
+    class_order: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Names of the classes of weights that name none: one a line, or JSON."),
+    ] = None,
     runtime: options.FileRuntime = None,
     file: options.ExportedFile = None,
     device: options.Device = None,
@@ -44,10 +49,13 @@ def predict(
     from pocketformer.pipelines.classifiers import open_classifier
     from pocketformer.pipelines.predictions import Outputs, as_dict, counted, list_images
     from pocketformer.pipelines.predictions import predict as run
+    from pocketformer.training.class_order import ClassOrder
     from pocketformer.training.sources import shown
 
-    outputs = Outputs.named(out, page)
+    outputs, order = Outputs.named(out, page), ClassOrder.parse(class_order)
     with open_classifier(checkpoint, architecture, runtime, file and str(file), device) as network:
+        if order is not None:
+            network = replace(network, classes=order.listed(network.num_classes, checkpoint))
         found = run(network, list_images(images), top, bad_images, workers)
         about = {"checkpoint": checkpoint, "runtime": network.runtime}
     outputs.write(found, about)

@@ -46,6 +46,7 @@ def train(
     recipe: training.RecipeName = None,
     set_: training.Set = None,
     teacher: options.Teacher = None,
+    class_order: options.ClassOrder = None,
     distillation: Annotated[
         str,
         typer.Option(
@@ -139,6 +140,7 @@ def train(
         keep=keep,
         shrink=shrink,
         size=options.size_of(size),
+        class_order=class_order,
     )
     result = train_network(settings, out)
     if json:

@@ -40,6 +40,7 @@ from pocketformer.search import Objective
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.batches import OURS
+from pocketformer.training.class_order import ClassOrder
 from pocketformer.training.teachers import load_teacher
 
 _ATTEMPTS = 4  # networks that are trained until one's exported file holds the budgets
@@ -51,6 +52,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
     if settings.profile.batch != 1:
         raise UserError("design exports a network for one image at a time: batch must be 1")
     latency = LatencyTable.load(settings.latency) if settings.latency else None
+    order = ClassOrder.parse(settings.class_order)
     inputs = {"data": None, **held(latency=settings.latency, teacher=settings.teacher)}
     check_folder(out, settings.command, settings.to_dict(), inputs)
     data = open_images(
@@ -69,7 +71,8 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         if not settings.accept_table_error and not (Path(out) / "results.json").exists():
             refuse_wrong(latency, settings.latency, settings.space, "profile again while the device is idle")
         _objective(settings, CostModel(latency, len(data.classes), settings.teacher is not None))
-    teacher = load_teacher(settings.teacher, data.classes, settings.space.resolution) if settings.teacher else None
+    given = settings.teacher, data.classes, settings.space.resolution, order
+    teacher = load_teacher(*given) if settings.teacher else None
     with Run(out, settings.command, settings.to_dict(), inputs) as run:
         record_images(run, data)
         chain = Chain(settings, run, data, settings.teacher is not None)

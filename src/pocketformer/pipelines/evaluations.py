@@ -1,10 +1,6 @@
 """`evaluate` on its own: how good a network is on labelled images, in PyTorch or through an exported file."""
 
-import unicodedata
 from collections.abc import Sequence
-
-import numpy as np
-import torch
 
 from pocketformer.errors import UserError
 from pocketformer.pipelines.classifiers import Classifier, open_classifier
@@ -19,6 +15,8 @@ from pocketformer.pipelines.images import (
 from pocketformer.pipelines.networks import as_result, figures_of
 from pocketformer.pipelines.trained import learned_from, run_above, run_folder
 from pocketformer.progress import say
+from pocketformer.training import class_order
+from pocketformer.training.class_order import ClassOrder, normal, relabelled
 from pocketformer.training.data import Data, Split
 from pocketformer.training.evaluation import evaluate
 
@@ -35,19 +33,21 @@ def evaluate_checkpoint(
     workers: int = 2,
     file: str | None = None,
     device: str | None = None,
+    order: ClassOrder | None = None,
 ) -> dict:
     """How good the network at `path` (as `open_classifier` takes it) is on the images of a source, as plain data:
     accuracy and what `class_figures` gives. `seed`: of the split, where the images are those of the training and
-    nothing else splits them; None: the training's."""
+    nothing else splits them; None: the training's. `order`: of the classes of a network that names none."""
     with open_classifier(path, architecture, runtime_name, file, device) as network:
         data = _images(network, source, seed, bad_images, workers)
-        split = _labelled_as(network, data.test, data.classes)
+        known = _names_of(network, data.classes, order)
+        split = _labelled_as(network.name, known, data.test, data.classes)
         images = {"size": network.size, "normalisation": network.normalisation, "workers": workers}
         if network.runtime != "torch":
             images["batch_size"] = _BATCH
         outcome = evaluate(network.forward, split, **images)
         say_unreadable(data)
-        figures = figures_of(outcome, network.classes or data.classes)
+        figures = figures_of(outcome, known)
         return {**as_result(outcome), "source": data.source, **figures, "runtime": network.runtime}
 
 
@@ -74,32 +74,27 @@ def _images(network: Classifier, source: str, seed: int | None, bad_images: str,
     return data
 
 
-def _labelled_as(network: Classifier, split: Split, classes: Sequence[str]) -> Split:
-    """The split with the network's numbers for its classes, which are matched by name."""
+def _names_of(network: Classifier, classes: Sequence[str], order: ClassOrder | None) -> tuple[str, ...]:
+    """The classes that a network knows."""
+    known = class_order.names_of(network.classes, network.num_classes, classes, order, network.name)
+    if known is None:
+        raise UserError(f"{network.name} knows {network.num_classes} classes, but the data has {len(classes)}")
     if network.classes is None:
-        if len(classes) != network.num_classes:
-            raise UserError(f"{network.name} knows {network.num_classes} classes, but the data has {len(classes)}")
-        say(f"note: {network.name} names no classes; the data's are taken in sorted order")
-        return split
-    known = {_normal(name): number for number, name in enumerate(network.classes)}
-    if unknown := [name for name in classes if _normal(name) not in known]:
-        raise UserError(
-            f"{network.name} knows the classes {few(network.classes)}; it cannot be judged on {few(unknown)}"
-        )
+        how = f"in the order of --class-order {order.rule}" if order else "in sorted order"
+        say(f"note: {network.name} names no classes; the data's are taken {how}")
+    elif order is not None:
+        say(f"note: {network.name} names its classes: --class-order is not needed, and not used")
+    return known
+
+
+def _labelled_as(name: str, names: Sequence[str], split: Split, classes: Sequence[str]) -> Split:
+    """The split with the network's numbers for its classes, which are matched by name."""
+    known = {normal(name): number for number, name in enumerate(names)}
+    if unknown := [name for name in classes if normal(name) not in known]:
+        raise UserError(f"{name} knows the classes {few(names)}; it cannot be judged on {few(unknown)}")
     if len(classes) < len(known):
         say(
             f"note: these are {len(classes)} of the network's {len(known)} classes ({few(classes)}); an answer of "
             "another one counts as wrong"
         )
-    numbers = np.array([known[_normal(name)] for name in classes])
-    if np.array_equal(numbers, np.arange(len(known))):
-        return split
-    labels = split.labels.numpy()
-    return Split(
-        split.name, split.images, torch.from_numpy(np.where(labels < 0, labels, numbers[labels])), split.indices
-    )
-
-
-def _normal(name: str) -> str:
-    """One form for what reads the same: file systems write accents in two."""
-    return unicodedata.normalize("NFC", name)
+    return relabelled(split, [known[normal(name)] for name in classes])

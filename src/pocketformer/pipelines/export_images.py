@@ -8,7 +8,9 @@ from pocketformer.models import Network
 from pocketformer.pipelines.images import few, identity, open_images, split_otherwise
 from pocketformer.pipelines.trained import learned_from
 from pocketformer.progress import say
-from pocketformer.training.data import Data
+from pocketformer.training import class_order
+from pocketformer.training.class_order import ClassOrder, normal, relabelled
+from pocketformer.training.data import Data, Split
 from pocketformer.training.depths import Depth
 
 _EMBEDDED = "embedded"
@@ -23,6 +25,15 @@ class Images:
     seed: int
     stored: tuple[int, int]
     not_judged: str | None
+    classes: tuple[str, ...] = ()  # the network's
+
+    @property
+    def judged(self) -> Split | None:
+        """The search split with the network's numbers for its classes, if its accuracy can be told."""
+        if self.not_judged:
+            return None
+        rows = class_order.rows(self.classes, len(self.classes), self.data.classes, None, self.data.source)
+        return relabelled(self.data.search, rows)
 
 
 def images_of(
@@ -34,9 +45,11 @@ def images_of(
     calibrated: bool,
     seed: int | None,
     workers: int,
+    order: ClassOrder | None = None,
 ) -> Images:
     """Opens `source`, or without one what the run of the checkpoint says it was trained on; nothing is decoded yet
     where that can be helped. `calibrated`: on other images, that are named. Without `seed`, the run's.
+    `order`: of the classes of weights that name none.
 
     Raises `UserError` where int8 would be calibrated on images that are not like the network's own, and where a lower
     precision would be judged or calibrated on other splits than those of the training.
@@ -78,9 +91,12 @@ def images_of(
             f"{checkpoint} was trained with --seed {known[1]}, which splits these images otherwise: give --seed "
             f"{known[1]}, so that none of its test images calibrates the file, and none that it learned from judges it"
         )
-    if config["classes"] is None:
-        why = why or "the weights name no classes"
-    return Images(data, seed, stored, why or _differ(data.source, data, config["classes"], model))
+    classes = config["classes"]
+    if classes is None and order is not None and why is None:
+        classes = class_order.names_of(None, model.num_classes, data.classes, order, checkpoint)
+    if classes is None:
+        why = why or "the weights name no classes (--class-order says in which order they know the data's)"
+    return Images(data, seed, stored, why or _differ(data.source, data, classes, model), tuple(classes or ()))
 
 
 def _own(own: str | None, known: tuple[dict, int] | None, opened, lower: bool) -> tuple[Data | None, str | None]:
@@ -112,7 +128,7 @@ def _same_images(seen: dict, data: Data) -> bool:
 
 def _differ(source: str, data: Data, classes: list[str] | None, model: Network) -> str | None:
     """In which way the data's classes are not the network's."""
-    if classes is not None and classes != list(data.classes):
+    if classes is not None and sorted(map(normal, classes)) != sorted(map(normal, data.classes)):
         return f"{source} has the classes {few(data.classes)}, the network knows {few(classes)}"
     if len(data.classes) != model.num_classes:
         return f"{source} has {len(data.classes)} classes, the network {model.num_classes}"

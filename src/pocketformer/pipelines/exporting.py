@@ -25,7 +25,8 @@ from pocketformer.pipelines.trained import load_trained, size_to_store
 from pocketformer.progress import say, stage
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import normalisation_of
-from pocketformer.training.data import Data
+from pocketformer.training.class_order import ClassOrder
+from pocketformer.training.data import Split
 from pocketformer.training.evaluation import evaluate
 
 MAX_LOSS = 2.0  # points of accuracy that a precision below float32 may cost
@@ -41,6 +42,7 @@ class ExportSettings:
     licence: str | None = None  # of the weights, as the person states it
     size: Grid | None = None  # of the images; None: the network's
     max_loss: float = MAX_LOSS
+    order: ClassOrder | None = None  # in which a network that names no classes knows them
 
 
 def export_checkpoint(
@@ -69,13 +71,16 @@ def export_checkpoint(
     if settings.calibration is not None and settings.precision != "int8":
         raise UserError("--calibration belongs to --int8")
     model, config = load_trained(Path(checkpoint), architecture)
+    if config["classes"] is None and settings.order is not None and settings.order.names is not None:
+        config = {**config, "classes": list(settings.order.listed(model.num_classes, checkpoint))}
     if settings.size is not None and settings.size != model.resolution:
         was, now = (f"{height}x{width}" for height, width in (model.resolution, settings.size))
         model.set_input_size(settings.size)
         config = {**config, "data": {**config["data"], "stored_size": list(size_to_store(settings.size))}}
         say(f"note: trained at {was} px, exported for {now}: its accuracy there is another")
     found = images_of(
-        checkpoint, config, model, source, settings.precision, settings.calibration is not None, seed, workers
+        *(checkpoint, config, model, source, settings.precision, settings.calibration is not None, seed, workers),
+        order=settings.order,
     )
     normalisation = normalisation_of(model)
     images, _ = sample(found.data.search, MAX_IMAGES, model.resolution, normalisation, found.seed)
@@ -121,7 +126,7 @@ def _accepted(model: Network, settings: ExportSettings, files: dict[str, Path], 
         say(f"note: accuracy before and after {precision} is not known: {found.not_judged}")
     with stage(f"compare {precision} with float32"):
         try:
-            compared = _compared(model, runtime_of(settings.format), files, None if found.not_judged else found.data)
+            compared = _compared(model, runtime_of(settings.format), files, found.judged)
         except (UserError, WorkError) as error:  # the file is verified
             say(f"note: {precision} could not be compared with float32: {error}")
             return None
@@ -137,7 +142,7 @@ def _accepted(model: Network, settings: ExportSettings, files: dict[str, Path], 
     return compared
 
 
-def _compared(model: Network, runtime_name: str, files: dict[str, Path], images: Data | None) -> dict:
+def _compared(model: Network, runtime_name: str, files: dict[str, Path], images: Split | None) -> dict:
     """`files`: of float32 and of the lower precision, by name; `images`: None if accuracy cannot be judged."""
     accuracy, ratios, (float32, lower) = None, [], files
     with Bench(runtime_name) as bench:
@@ -152,7 +157,7 @@ def _compared(model: Network, runtime_name: str, files: dict[str, Path], images:
     return {"runtime": runtime_name, "accuracy": accuracy, "latency_ratio": statistics.median(ratios)}
 
 
-def _accuracy(model: Network, sessions: Sessions, name: str, images: Data) -> dict:
+def _accuracy(model: Network, sessions: Sessions, name: str, images: Split) -> dict:
     """On the search split, through a loaded file."""
     run = lambda x: torch.from_numpy(sessions.run(name, x.numpy()))  # noqa: E731
-    return as_result(evaluate(run, images.search, model.resolution, 64, normalisation_of(model)), "search")
+    return as_result(evaluate(run, images, model.resolution, 64, normalisation_of(model)), "search")

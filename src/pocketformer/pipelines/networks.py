@@ -90,6 +90,7 @@ class FinalTraining:
         done; returns the network of the folder. The test split is not read."""
         if ranks.from_first((folder / "model.safetensors").exists()):
             return checkpoint.load_model(folder)[0]
+        model.pretrained_cfg["label_names"] = list(self.data.classes)  # every file that this training writes has them
         result = copy.deepcopy(model).to(memory_format=torch.channels_last)  # `model` may be compiled or synchronised
         split = self.data.fit if self.validate else self.data.final
         batches = train_batches(

@@ -92,14 +92,16 @@ class DesignSettings:
     bad_images: str = "refuse"
     group_by: str | None = None  # how images are grouped that stay on one side of every split
     workers: int = 2
+    class_order: str | None = None  # of a teacher's file that names no classes
     accept_table_error: bool = False  # of a table that its own check finds wrong
     command: str = "design"
 
     def to_dict(self) -> dict:
         """Everything that decides the result (not `workers`, which does not, nor what is accepted)."""
         chosen = {"alphas": dict(self.alphas), "form": self.form, "group_by": self.group_by}
+        chosen["class_order"] = self.class_order
         # Left out, as in the runs of before there was a choice.
-        usual = {"alphas": {}, "form": "budget", "group_by": None}
+        usual = {"alphas": {}, "form": "budget", "group_by": None, "class_order": None}
         return {
             **{name: value for name, value in chosen.items() if value != usual[name]},
             "data": self.data,

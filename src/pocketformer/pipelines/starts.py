@@ -1,5 +1,7 @@
 """What `--init` names: the trained network of a run, the supernet of a search or of its own, or a file of weights."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pocketformer import files
@@ -12,7 +14,8 @@ from pocketformer.pipelines.supernets import load_supernet
 from pocketformer.pipelines.trained import is_weights_alone
 from pocketformer.progress import say
 from pocketformer.supernet import Supernet
-from pocketformer.training import checkpoint
+from pocketformer.training import checkpoint, class_order
+from pocketformer.training.class_order import ClassOrder, few
 
 
 def searched_by(init: str | None, shrink: bool = False) -> Path | None:
@@ -67,7 +70,44 @@ def open_start(
 def weights_of(network: Network) -> Weights:
     """Those of a network of ours, as of a file of it."""
     normalisation = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
-    return Weights(network.state_dict(), network.resolution, normalisation)
+    classes = checkpoint.class_names(network)
+    return Weights(network.state_dict(), network.resolution, normalisation, classes and tuple(classes))
+
+
+def for_classes(found: Weights, classes: Sequence[str], order: ClassOrder | None, what: str) -> Weights:
+    """Weights of one network with their heads in the order of the data's classes, or without heads that are of other
+    classes. What was done, or taken for granted, is said when they are loaded."""
+    heads = {name: t for name, t in found.tensors.items() if name.startswith(("head.", "head_dist."))}
+    count = next((len(tensor) for tensor in heads.values() if tensor.ndim), 0)
+    if count != len(classes):  # told where they are dropped
+        return found
+    known = found.classes if found.classes is not None and len(found.classes) == count else None
+    rows = class_order.rows(known, count, classes, order, what)
+    if rows is None:
+        left = {name: tensor for name, tensor in found.tensors.items() if name not in heads}
+        note = f"its {count} classes ({few(known)}) are others than the data's ({few(classes)}): a new head"
+        return replace(found, tensors=left, classes=None, notes=(*found.notes, note))
+    notes = [*found.notes]
+    if known is None:
+        how = f"--class-order {order.rule}" if order else "sorted order"
+        notes.append(f"it names no classes; the data's are taken in {how}")
+    elif order is not None:
+        notes.append("it names its classes: --class-order is not needed for it, and not used")
+    if rows != list(range(count)):
+        notes.append("its classes are in another order: the head was put into the data's")
+    heads = {name: tensor[rows] if len(tensor) == count else tensor for name, tensor in heads.items() if tensor.ndim}
+    return replace(found, tensors={**found.tensors, **heads}, classes=tuple(classes), notes=tuple(notes))
+
+
+def reorder(supernet: Supernet, known: Sequence[str], classes: Sequence[str], what: str) -> None:
+    """The head of a supernet for the data's classes, which must be those that it knows."""
+    rows = class_order.rows(known, len(known), classes, None, what)
+    if rows is None:
+        raise UserError(f"{what} knows the classes {few(known)}, but the data has {few(classes)}")
+    if rows != list(range(len(rows))):
+        for head in (supernet.head, getattr(supernet, "head_dist", None)):
+            for parameter in head.parameters() if head is not None else ():
+                parameter.data = parameter.data[rows]
 
 
 def _folder(init: str) -> Path:

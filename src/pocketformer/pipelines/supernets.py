@@ -22,6 +22,7 @@ from pocketformer.supernet.sampling import LatencyAware, Rule, Sandwich
 from pocketformer.training import checkpoint
 from pocketformer.training.balance import loss_weights
 from pocketformer.training.batches import Share, train_batches
+from pocketformer.training.class_order import ClassOrder
 from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
 from pocketformer.training.engine import Job, planned_steps, train
@@ -174,6 +175,7 @@ def supernet_run(
     sampling: Sampling | None = None,
     plain: bool = False,
     teacher: str | None = None,
+    class_order: str | None = None,
     distillation: str = "hard",
     choice: Choice | None = None,
     seed: int = 0,
@@ -192,6 +194,7 @@ def supernet_run(
     if space.metapath and plain:
         raise UserError(f"--plain: the supernet of {space.name} (V1) has no in-place distillation to leave out")
     check_distillation(teacher, distillation)
+    order = ClassOrder.parse(class_order)
     if sampling.name == "uniform" and not plain:
         raise UserError(NEEDS_LARGEST)
     settings = {
@@ -203,6 +206,7 @@ def supernet_run(
         "sampling": sampling.to_dict(),
         "plain": plain,
         "teacher": teacher,
+        **({"class_order": class_order} if class_order else {}),
         "distillation": distillation,
         "compute": compute.to_dict(),
         **({"choice": choice.to_dict()} if space.metapath else {}),
@@ -219,7 +223,7 @@ def supernet_run(
     weights = loss_weights(recipe.balance, images.fit, len(images.classes))
     targets: Targets = Labels(recipe.label_smoothing, weights)
     if teacher is not None:
-        guide = load_teacher(teacher, images.classes, space.resolution).to(compute.where)
+        guide = load_teacher(teacher, images.classes, space.resolution, order).to(compute.where)
         targets = Taught(targets, guide, distillation)
     targets = targets if plain or space.metapath else InPlace(targets)
     with Run(out, "supernet", settings, inputs) as run:

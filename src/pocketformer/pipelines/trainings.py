@@ -12,12 +12,13 @@ from pocketformer.models.weights import Weights
 from pocketformer.pipelines.images import open_images, record_images, refuse_seen, say_uneven, say_unreadable
 from pocketformer.pipelines.networks import FinalTraining, test_result
 from pocketformer.pipelines.shrinking import Searched, shrink
-from pocketformer.pipelines.starts import is_shared, open_start, searched_by
+from pocketformer.pipelines.starts import for_classes, is_shared, open_start, reorder, searched_by
 from pocketformer.pipelines.trained import learned_from, load_architecture, size_to_store
 from pocketformer.progress import say
 from pocketformer.runs import Inputs, Run, check_folder, held
 from pocketformer.supernet import Supernet
 from pocketformer.training.answers import Cache
+from pocketformer.training.class_order import ClassOrder
 from pocketformer.training.compute import Compute
 from pocketformer.training.data import Data
 from pocketformer.training.recipe import Recipe
@@ -45,6 +46,7 @@ class TrainSettings:
     keep: int = 2
     shrink: int = 0  # steps of progressive shrinking for each state of the search
     size: Grid | None = None  # of the images; None: the architecture's
+    class_order: str | None = None  # of weights that name no classes
 
     def __post_init__(self) -> None:
         check_distillation(self.teacher, self.distillation)
@@ -59,7 +61,7 @@ class TrainSettings:
         """What the result depends on."""
         names = ("data", "init", "shrink", "teacher", "distillation", "teacher_cache", "validate", "seed", "bad_images")
         values = {name: getattr(self, name) for name in names}
-        values |= {"group_by": self.group_by} if self.group_by else {}
+        values |= {name: value for name in ("group_by", "class_order") if (value := getattr(self, name))}
         described = load_architecture(self.architecture, self.size).to_dict()
         return {"architecture": described, "recipe": self.recipe.to_dict(), "compute": self.compute.to_dict(), **values}
 
@@ -73,7 +75,7 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
     """Trains one network on fit + search (with `validate`: on fit, keeping what does best on search) and evaluates it
     on test; resumes in the same folder."""
     cache = None if settings.teacher_cache is None else Cache.parse(settings.teacher_cache)
-    described = load_architecture(settings.architecture, settings.size)
+    described, order = load_architecture(settings.architecture, settings.size), ClassOrder.parse(settings.class_order)
     inputs = settings.inputs()
     check_folder(out, "train", settings.to_dict(), inputs)
     resolution, recipe = described.design.resolution, settings.recipe
@@ -89,8 +91,8 @@ def train_network(settings: TrainSettings, out: Path) -> dict:
         settings.group_by,
     )
     say_uneven(data, recipe.balance)
-    guide = load_teacher(settings.teacher, data.classes, resolution) if settings.teacher else None
-    start = _load_init(settings, described, data) if settings.init else None
+    guide = load_teacher(settings.teacher, data.classes, resolution, order) if settings.teacher else None
+    start = _load_init(settings, described, data, order) if settings.init else None
     with Run(out, "train", settings.to_dict(), inputs) as run:
         record_images(run, data)
         final = FinalTraining(
@@ -130,7 +132,7 @@ def default_recipe(architecture: str, init: str | None, shrinks: bool = False, s
 
 
 def _load_init(
-    settings: TrainSettings, described: Architecture, data: Data
+    settings: TrainSettings, described: Architecture, data: Data, order: ClassOrder | None
 ) -> Searched | tuple[Supernet, dict, Selection] | Weights:
     """What `--init` names; `UserError` if it does not fit, or has seen what is tested on."""
     init, num_classes = settings.init, len(data.classes)
@@ -138,11 +140,15 @@ def _load_init(
     if isinstance(found, Weights):
         if known := learned_from(init):
             refuse_seen(init, *known, data, settings.validate)
-        checkpoints.fit(create_model(described, num_classes), found, init)  # told before a run begins
+        shape = create_model(described, num_classes)
+        _, _, found = checkpoints.recognise(shape, found, init)
+        found = for_classes(found, data.classes, order, f"--init {init}")
+        checkpoints.fit(shape, found, init)  # told before a run begins
         return found
-    config = found.config if isinstance(found, Searched) else found[1]
+    supernet, config = (found.supernet, found.config) if isinstance(found, Searched) else found[:2]
     if config["num_classes"] != num_classes:
         raise UserError(f"--init {init} has {config['num_classes']} classes, the data {num_classes}")
+    reorder(supernet, config["classes"], data.classes, f"--init {init}")
     if "identity" in config:
         refuse_seen(init, config["identity"], config["seed"], data, settings.validate)
     return found

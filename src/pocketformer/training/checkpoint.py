@@ -75,9 +75,17 @@ def save_tensors(path: Path, module: nn.Module) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     about = None
     if isinstance(module, Network):  # the attention grids cannot be read off the tables' lengths
-        about = {weights.HEADER: json.dumps({"resolution": module.resolution, **_normalisation(module)})}
+        facts = {"resolution": module.resolution, **_normalisation(module)}
+        facts |= {"classes": names} if (names := class_names(module)) else {}
+        about = {weights.HEADER: json.dumps(facts)}
     with files.whole(path) as temporary:
         temporary.write_bytes(save(tensors, about))
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """The names of the classes that a network knows, where anything said them: a note on the network, as timm's."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    return None if names is None or len(names) != model.num_classes else list(names)
 
 
 def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ...], data: dict) -> None:
@@ -101,6 +109,7 @@ def save_model(folder: str | os.PathLike, model: Network, classes: tuple[str, ..
         **registry.timm_config(model, classes, crop_pct),
     }
     config["pretrained_cfg"] |= _normalisation(model)
+    model.pretrained_cfg["label_names"] = list(classes)
     files.write_json(folder / "config.json", config)
     save_tensors(folder / "model.safetensors", model)
 
@@ -142,6 +151,7 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not a model configuration ({error})") from None
     model.pretrained_cfg |= {name: tuple(config[name]) for name in ("mean", "std")}
+    model.pretrained_cfg["label_names"] = config["classes"]
     load_weights(model, folder / "model.safetensors")
     return model.eval(), config
 

@@ -1,13 +1,18 @@
 """Whose classes are whose: of weights that name theirs, and of weights that do not, where any order would do."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from pocketformer import files
 from pocketformer.errors import UserError
 from pocketformer.models import labels
+from pocketformer.training.data import Split
 
 TIMM, SORTED = "timm", "sorted"
 OPTION = "--class-order"
@@ -36,6 +41,14 @@ class ClassOrder:
             )
         return cls(text, names)
 
+    def listed(self, count: int, what: str | os.PathLike) -> tuple[str, ...]:
+        """The names of a file, where there are no data to name the classes."""
+        if self.names is None:
+            raise UserError(f"{OPTION} {self.rule}: no images here name the classes: give a file with their names")
+        if len(self.names) != count:
+            raise UserError(f"{what} knows {count} classes, {OPTION} {self.rule} names {len(self.names)}")
+        return self.names
+
     def of(self, classes: Sequence[str]) -> tuple[str, ...]:
         """The data's classes in this order."""
         if self.rule == TIMM:
@@ -59,6 +72,34 @@ def timms(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def names_of(
+    known: Sequence[str] | None,
+    count: int,
+    classes: Sequence[str],
+    order: ClassOrder | None,
+    what: str | os.PathLike,
+) -> tuple[str, ...] | None:
+    """The names of a classifier's `count` rows. `known`: those that `what` states; else they are the data's `classes`
+    in `order`, or as they are where timm's order and torchvision's agree. None: it is not of so many classes.
+
+    Raises `UserError` where nothing says in which order they are.
+    """
+    if known is not None and len(known) == count:
+        return tuple(known)
+    if order is not None:
+        names = order.of(classes)
+        if len(names) != count:
+            raise UserError(f"{what} knows {count} classes, {OPTION} {order.rule} gives {len(names)}")
+        place = set(map(normal, names))
+        if unknown := [name for name in classes if normal(name) not in place]:
+            raise UserError(f"{OPTION} {order.rule} has no class {unknown[0]}, which the data has")
+        return names
+    if len(classes) != count:
+        return None
+    _check_orders(classes, what)
+    return tuple(classes)
+
+
 def rows(
     known: Sequence[str] | None,
     count: int,
@@ -67,26 +108,27 @@ def rows(
     what: str | os.PathLike,
     part: bool = False,
 ) -> list[int] | None:
-    """Which of the `count` rows of a classifier stand for the data's classes, one by one; None: they are not for these
-    classes. `known`: the names that `what` states; `part`: it may know others, too.
-
-    Raises `UserError` where nothing says in which order they are.
-    """
-    known = known if known is not None and len(known) == count else None
-    if known is None and order is not None:
-        known = order.of(classes)
-        if len(known) != count:
-            raise UserError(f"{what} knows {count} classes, {OPTION} {order.rule} gives {len(known)}")
-        if unknown := [name for name in classes if name not in known]:
-            raise UserError(f"{OPTION} {order.rule} has no class {unknown[0]}, which the data has")
-    if known is not None:
-        place = {name: row for row, name in enumerate(known)}
-        fits = all(name in place for name in classes) and (part or len(classes) == count)
-        return [place[name] for name in classes] if fits else None
-    if len(classes) != count:
+    """Which rows of a classifier stand for the data's classes, one by one; None: they are not for these classes, or
+    for more, unless they are to be a `part`. The rest as `names_of`."""
+    names = names_of(known, count, classes, order, what)
+    place = {normal(name): row for row, name in enumerate(names or ())}
+    fits = names is not None and all(normal(name) in place for name in classes)
+    if not fits or (len(classes) < count and not part):
         return None
-    _check_orders(classes, what)
-    return list(range(count))
+    return [place[normal(name)] for name in classes]
+
+
+def relabelled(split: Split, rows: Sequence[int]) -> Split:
+    """The split with the numbers of a classifier's rows as labels: of class i, `rows[i]`. Labels below zero stay."""
+    if list(rows) == list(range(len(rows))):
+        return split
+    labels, numbers = split.labels.numpy(), np.asarray(rows)
+    return replace(split, labels=torch.from_numpy(np.where(labels < 0, labels, numbers[labels])))
+
+
+def normal(name: str) -> str:
+    """One form for what reads the same: file systems write accents in two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _check_orders(classes: Sequence[str], what: str | os.PathLike) -> None:

@@ -88,6 +88,7 @@ class TrainingState:
             "step": self.step,
             "steps": self.steps,
             "best": self.best,
+            "classes": checkpoint.class_names(self.model),
         }
         checkpoint.save_last(folder / "last.ckpt", state, keep)
 
