@@ -17,7 +17,7 @@ from pocketformer.pipelines import design, profiling
 torch.set_num_threads(1)
 slow = pytest.mark.skipif("POCKETFORMER_SLOW" not in os.environ, reason="minutes: set POCKETFORMER_SLOW=1")
 PARTS = {"openvino": "openvino", "executorch": "executorch", "litert": "litert_torch"}
-COMPILED = [pytest.param(name, marks=slow) for name in ("torch-compile", "aotinductor")]
+SLOW = ("torch", "executorch", "litert", "torch-compile", "aotinductor")  # each process imports torch, or compiles
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,7 @@ def designing(place: Path, out: Path, runtime: str, *more: object) -> list:
     return [*given, *short, "--max-parameters", "99%", "--out", out, *more]
 
 
-@pytest.mark.parametrize(
-    "runtime", ["openvino", "torch", *(pytest.param(n, marks=slow) for n in ("executorch", "litert")), *COMPILED]
-)
+@pytest.mark.parametrize("runtime", ["openvino", *(pytest.param(name, marks=slow) for name in SLOW)])
 def test_design(cli, place, tmp_path, monkeypatch, runtime):
     """From images to a file that computes what the network does; verified first, with images of all classes."""
     needs(runtime)
@@ -72,9 +70,7 @@ def test_design(cli, place, tmp_path, monkeypatch, runtime):
     assert "verify the export" not in cli(*run).succeeds().err  # done is done
 
 
-@pytest.mark.parametrize(
-    "runtime", ["openvino", "torch", *(pytest.param(n, marks=slow) for n in ("executorch", "litert")), *COMPILED]
-)
+@pytest.mark.parametrize("runtime", ["openvino", *(pytest.param(name, marks=slow) for name in SLOW)])
 def test_profile_and_benchmark(cli, place, tmp_path, runtime):
     needs(runtime)
     few = ("--rounds", 3, "--networks", 0, "--checks", 0, "--runtime", runtime)
