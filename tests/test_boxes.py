@@ -261,7 +261,7 @@ def test_nesting_without_end(tmp_path):
 @pytest.mark.parametrize(
     ("size", "listed", "more", "stored", "words"),
     [
-        ((96, 128), (96, 128), (), True, "1 images have the size that it says before EXIF turns them"),
+        ((96, 128), (96, 128), (), True, "1 image has the size that it says before EXIF turns it"),
         ((96, 128), (128, 96), (), False, ""),
         ((96, 96), (96, 96), (), False, "annotated as shown: as annotation tools show images; if not: --exif stored"),
         ((96, 96), (96, 96), ("--exif", "stored"), True, "annotated as stored: --exif stored"),

@@ -46,6 +46,40 @@ def test_other_names(places, name, image, tmp_path):
     assert len(found.notes) == (2 if name != image else 0)
 
 
+def test_vocs_layout_as_cvat_writes_it(tmp_path):
+    parts = ("train", "trainannot", "val", "valannot")
+    places = ("JPEGImages", "SegmentationClass") * 2
+    folder = arranged(tmp_path / "data", dict(zip(parts, places, strict=True)))
+    lists = folder / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "Train.txt").write_text("00\n02\n")
+    (lists / "Validation.txt").write_text("03\n")
+    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nground:0,0,0::\nother:1,1,1::\n")
+    found = find_masks(str(folder), Coding())
+    assert found.splits["train"].images == ("JPEGImages/00.png", "JPEGImages/02.png")
+    assert found.splits["val"].masks == ("SegmentationClass/03.png",)
+    assert found.classes == ("ground", "other")
+    (lists / "Train.txt").write_text("00\n77\n")
+    train(folder, tmp_path / "run").fails(2, "1 of 2 names of train in ImageSets/Segmentation/ have no mask: 77")
+
+
+def test_one_folder_of_photographs_and_masks_as_roboflow_writes_it(tmp_path):
+    places = {"train": "train", "trainannot": "train", "val": "valid", "valannot": "valid"}
+    folder = arranged(tmp_path / "data", places, "{}_mask".format)
+    (folder / "train/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, disc\n2, box\n3, wedge\n")
+    found = find_masks(str(folder), Coding())
+    assert found.classes == ("background", "disc", "box", "wedge")
+    assert found.coding.values == (0, 1, 2, 3)
+    for path in sorted(folder.glob("*/*.png")):  # 00.jpg, and its mask 00.png
+        if "_mask" not in path.name:
+            path.rename(path.with_suffix(".jpg"))
+    for path in folder.glob("*/*_mask.png"):
+        path.rename(path.with_name(path.name.replace("_mask", "")))
+    again = find_masks(str(folder), Coding())
+    assert again.splits["train"].images == ("train/00.jpg", "train/01.jpg", "train/02.jpg")
+    assert again.splits["val"].masks == ("valid/03.png", "valid/04.png")
+
+
 def test_images_and_masks_without_splits_are_for_training(tmp_path):
     folder = arranged(tmp_path / "data", {"train": "images", "trainannot": "masks"})
     answer = train(folder, tmp_path / "run")

@@ -1,20 +1,40 @@
 """Photographs that EXIF turns, and on which of their two forms an annotation was drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
 
+T = TypeVar("T")
 Size = tuple[int, int]  # height and width, px
 _SWAPPED = (5, 6, 7, 8)  # orientations that swap the sides
 _CLEAR = 1.25  # times the contrast along an annotation's edges that the other way would have
 
 
-def orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts; 1: nothing is turned, also where the entry makes no sense."""
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+def frame(image: Image.Image, decode: Callable[[Image.Image], T]) -> tuple[T, Size, int]:
+    """Of an opened image what `decode` gives, its size as stored, and its orientation, 1 to 8 as EXIF counts; 1:
+    nothing is turned."""
+    size, late = (image.height, image.width), image.format == "PNG"  # of which the entry may come behind the pixels
+    turn = 1 if late else turn_of(image)
+    found = decode(image)
+    turn = turn_of(image) if late else turn
+    return found, shown(size, turn) if image.format == "TIFF" else size, turn  # Pillow tells TIFF's size as shown
+
+
+def turn_of(image: Image.Image) -> int:
+    """1 also where the entry makes no sense. Before it is decoded; of PNG behind that."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata, of which its parser raises anything
+        return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def undone(image: Image.Image, turn: int) -> Image.Image:
+    """An image that was turned, as it is stored."""
+    return Image.fromarray(turned(np.asarray(image), {6: 8, 8: 6}.get(turn, turn)))
 
 
 def shown(stored: Size, turn: int) -> Size:

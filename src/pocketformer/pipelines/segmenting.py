@@ -67,7 +67,7 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
     if len(classes) < 2:
         raise UserError(
             f"{data.source}: there is but one class to tell apart; label {data.coding.ignored} is ignored "
-            "(--ignore-index)"
+            "(--ignore-index), and a list of classes must name the background too"
         )
     _say_absent(census, data, classes)
     if not {"val", "test"} & set(data.splits):
@@ -135,7 +135,13 @@ def looked_through(data: Folder, trained: Trained, workers: int, exif: str = "au
     """The folder, once the masks of what is judged have been looked at; they are coded as the training's."""
     data = replace(data, coding=trained.coding)
     known = {"classes": len(trained.classes), "exif": exif, "depth": trained.depth}
-    return checked(data, (data.judged.name,), workers, **known).applied(data)
+    census = checked(data, (data.judged.name,), workers, **known)
+    labels = np.array(sorted(census.labels[data.judged.name]), np.int32)
+    there = {number for number in data.coding.classes(labels).tolist() if number >= 0}
+    if len(there) == 1 and data.coding.ignored in labels:
+        name = trained.classes[there.pop()]
+        say(f"note: on these masks {name} alone counts: label {data.coding.ignored} is ignored, as in the training")
+    return census.applied(data)
 
 
 def judge(trained: Trained, pairs: Pairs, compute: Compute, workers: int) -> Scores:

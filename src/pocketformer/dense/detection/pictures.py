@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
 from pocketformer.dense import orientation
 from pocketformer.dense.detection.instances import PADDED_TO
 from pocketformer.errors import UserError, WorkError
+from pocketformer.training import opening
 from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.decoding import upright, why_unreadable
 from pocketformer.training.depths import Depth
@@ -42,11 +43,8 @@ def look_at(
 
     def look(path: Path) -> Header | str:
         try:
-            with Image.open(path) as image:
-                found = Header((image.height, image.width), orientation.orientation(image))
-                image.draft(None, tuple(max(1, side // _CHECKED_AT) for side in image.size))
-                image.load()
-                return found
+            with opening.open_image(path) as image:
+                return Header(*orientation.frame(image, _decode)[1:])
         except MemoryError:
             raise
         except Exception as error:  # decoders raise whatever they like
@@ -61,16 +59,19 @@ def look_at(
     return found
 
 
+def _decode(image: Image.Image) -> None:
+    image.draft(None, tuple(max(1, side // _CHECKED_AT) for side in image.size))
+    image.load()
+
+
 def open_image(path: Path, size: Size | None = None, stored: bool = False, depth: Depth = UNKNOWN) -> Image.Image:
     """RGB, upright; as `stored`, without EXIF's turn, where that is said or only that is of the `size` that its
     annotations are for. `WorkError` if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            seen = orientation.shown((image.height, image.width), orientation.orientation(image))
-            if stored or (size is not None and size != seen):
-                image.load()
-                image.getexif().pop(ExifTags.Base.Orientation, None)
-            found = upright(image, depth)
+        with opening.open_image(path) as image:
+            found, own, turn = orientation.frame(image, lambda image: upright(image, depth))
+            if turn != 1 and (stored or size not in (None, orientation.shown(own, turn))):
+                found = orientation.undone(found, turn)
     except (UserError, MemoryError):
         raise
     except Exception as error:

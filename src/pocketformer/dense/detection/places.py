@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pocketformer.errors import UserError
 from pocketformer.training.sources import some
+from pocketformer.training.trees import is_litter
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _WORDS = {word: split for split, words in SPLITS.items() for word in words}
@@ -154,7 +155,7 @@ class ImageFiles:
     def _by_name(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
         for parent, folders, names in os.walk(self.folder):
-            folders[:] = sorted(f for f in folders if not f.startswith((".", "@", "__MACOSX")))
+            folders[:] = sorted(f for f in folders if not is_litter(f))
             for name in names:
                 found.setdefault(_folded(name), []).append(Path(parent) / name)
         return found

@@ -124,8 +124,9 @@ def _classes(
         number, name = key(category.get("id")), category.get("name")
         if number is None or isinstance(name, bool) or not isinstance(name, str | int):
             raise UserError(f"{file}: each category needs an id, a number or text, and a name")
-        if found.setdefault(number, str(name)) != str(name):
-            raise UserError(f"{file}: its categories are given twice: {number} is {found[number]!r} and {str(name)!r}")
+        name = str(name).encode("utf-8", "backslashreplace").decode()  # half a character could not be written
+        if found.setdefault(number, name) != name:
+            raise UserError(f"{file}: its categories are given twice: {number} is {found[number]!r} and {name!r}")
     if not found:
         raise UserError(f"{file}: its categories are an empty list")
     if len(found) < len(categories):
@@ -192,13 +193,13 @@ def _frames(
     settled = orientation.settle(exif, count["shown"], count["stored"])
     if count["stored"]:
         say(
-            f"note: {faults.source}: {count['stored']} images have the size that it says before EXIF turns them: they "
-            "are taken as stored"
+            f"note: {faults.source}: {_images(count['stored'])} the size that it says before EXIF turns it: "
+            "taken as stored"
         )
     if count["either"]:
         other = "" if settled.why.startswith("--") else f"; if not: --exif {'shown' if settled.stored else 'stored'}"
         say(
-            f"note: {faults.source}: {count['either']} images have the size that it says with and without EXIF's turn; "
+            f"note: {faults.source}: {_images(count['either'])} the size that it says with and without EXIF's turn; "
             f"annotated as {'stored' if settled.stored else 'shown'}: {settled.why}{other}"
         )
     frames = {}
@@ -208,6 +209,10 @@ def _frames(
             stored = drawn[image.id] == "stored" or (drawn[image.id] == "either" and settled.stored)
             frames[image.id] = (header.stored if stored else header.shown), stored
     return frames
+
+
+def _images(count: int) -> str:
+    return f"{count} image has" if count == 1 else f"{count} images have"
 
 
 def _things(

@@ -85,6 +85,16 @@ def strange(boxes: list[tuple[Box, Size]]) -> str | None:
         for box, size in sound
     )
     far = sum(box[0] + box[2] > (1 + _FAR) * size[1] or box[1] + box[3] > (1 + _FAR) * size[0] for box, size in sound)
+    centres = all(
+        max(0.5 * box[2] - box[0], 0.5 * box[2] + box[0] - size[1]) <= SLACK
+        and max(0.5 * box[3] - box[1], 0.5 * box[3] + box[1] - size[0]) <= SLACK
+        for box, size in sound
+    )
+    if centres and not corners and far >= max(2, _MANY * len(sound)):
+        return (
+            f"{far} of {len(sound)} reach far out of their images, but none would if they were given by their centres; "
+            "COCO's are left, top, width, height"
+        )
     if corners and far >= max(1, _MANY * len(sound)):
         return (
             f"{far} of {len(sound)} reach far out of their images, but none would if they were left, top, right, "

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pocketformer import files
 from pocketformer.dense import orientation
@@ -186,14 +187,15 @@ def _turns(seen: Mapping[str, list[_Seen]], exif: str) -> tuple[dict[str, dict[i
     settled = orientation.settle(exif, count["shown"], count["stored"], contrasts)
     if count["stored"]:
         notes.append(
-            f"{count['stored']} masks have the size of their image as stored, before EXIF turns it; they are turned "
-            "with it"
+            f"{_masks(count['stored'], 'has', 'have')} the size of the image as stored, before EXIF turns it: "
+            "turned along"
         )
     if count["either"]:
         how = "as stored, so that they are turned with them" if settled.stored else "as shown"
         other = "" if settled.why.startswith("--") else f"; if not: --exif {'shown' if settled.stored else 'stored'}"
+        fit = _masks(count["either"], "fits its image", "fit their images")
         notes.append(
-            f"{count['either']} masks fit their images with and without the turn that EXIF asks for (square, or not "
+            f"{fit} with and without the turn that EXIF asks for (square, or not "
             f"turned sideways); taken as drawn on the images {how}: {settled.why}{other}"
         )
     drawn = {"stored", "own"} | ({"either"} if settled.stored else set())
@@ -201,6 +203,10 @@ def _turns(seen: Mapping[str, list[_Seen]], exif: str) -> tuple[dict[str, dict[i
         name: {row: each.turn for row, each in enumerate(split) if each.drawn in drawn} for name, split in seen.items()
     }
     return {name: rows for name, rows in turns.items() if rows}, notes
+
+
+def _masks(count: int, one: str, many: str) -> str:
+    return f"{count} mask {one}" if count == 1 else f"{count} masks {many}"
 
 
 def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None, depth: Depth) -> _Seen:
@@ -269,17 +275,20 @@ def _drawn(stored: orientation.Size, turn: int, mask: MaskFile) -> str | None:
 def _seen(raw: bytes, depth: Depth) -> tuple[orientation.Size, int, tuple[Seen, bool]]:
     """Height and width of an image as stored, and its orientation; what is seen of it, all of it being read."""
     with open_image(io.BytesIO(raw)) as image:
-        width, height = image.size
-        turn = orientation.orientation(image)
-        image.draft(None, (max(1, width // _CHECKED_AT), max(1, height // _CHECKED_AT)))
-        found = see(image, depth)
+
+        def decode(image: Image.Image) -> Seen:
+            image.draft(None, tuple(max(1, side // _CHECKED_AT) for side in image.size))
+            return see(image, depth)
+
+        found, stored, turn = orientation.frame(image, decode)
     plain = is_plain(*zip(*found.image.getextrema(), strict=True))
-    return (height, width), turn, (replace(found, image=None), plain)
+    return stored, turn, (replace(found, image=None), plain)
 
 
 def _contrast(raw: bytes, labels: np.ndarray, turn: int) -> float:
     with open_image(io.BytesIO(raw)) as image:
-        return orientation.contrast(np.asarray(image.convert("L")), labels, turn)
+        stored = orientation.undone(see(image).image, turn)
+        return orientation.contrast(np.asarray(stored.convert("L")), labels, turn)
 
 
 def read_census(path: Path, stamp: str) -> Census | None:

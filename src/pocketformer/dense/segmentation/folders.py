@@ -2,12 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from pocketformer.dense.segmentation import voc
 from pocketformer.dense.segmentation.labels import Coding
 from pocketformer.dense.segmentation.lists import read_classes
 from pocketformer.dense.segmentation.pairing import paired
@@ -15,18 +14,19 @@ from pocketformer.errors import UserError
 from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.depths import Depth
 from pocketformer.training.sources import some, stamp_of
+from pocketformer.training.trees import image_endings, is_litter
 
 LAYOUTS = (
     "ADE20K: images/training with annotations/training, images/validation with annotations/validation, images/test "
     "with annotations/test; CamVid: train with trainannot, val with valannot, test with testannot (val and test if "
-    "any); train/images with train/masks; or NAME and NAME_mask in train"
+    "any); train/images with train/masks; JPEGImages with SegmentationClass; or NAME and NAME_mask in train"
 )
 # What splits, and folders of images and masks in them, may be called, in any case.
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 _IMAGES = ("images", "image", "imgs", "img")
 _MASKS = ("annotations", "annotation", "annot", "masks", "mask", "labels", "label", "segmentation", "gt")
 _MASK_NAME = re.compile(r"(?:^|[_\-. ])(?:masks?|labels?|seg|segmentation|annotation|gt|groundtruth)$", re.IGNORECASE)
-_PASSED_OVER = (".", "@", "__MACOSX")  # folders of systems begin so
+_LOSSY, _LOSSLESS = (".jpg", ".jpeg"), (".png", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def find_masks(source: str, coding: Coding, classes: str | None = None) -> Folde
     if not root.is_dir():
         raise UserError(f"{source}: no such folder")
     folders = _folders(root)
-    splits, notes = {}, []
-    for name in _SPLITS:
+    splits, notes = _voc(source, root, folders), []
+    for name in _SPLITS if not splits else ():
         images, masks, usual = _place(source, root, folders, name)
         if masks is not None:
             splits[name], note = _paired(source, name, root, (images, masks))
@@ -91,9 +91,9 @@ def find_masks(source: str, coding: Coding, classes: str | None = None) -> Folde
             notes.append(f"{images}/ of {source} was not read, as there is no {usual}/")
     if not splits:
         raise UserError(f"{source}: no images with masks; known layouts are {LAYOUTS}")
-    file = Path(classes) if classes is not None else root / "classes.txt"
+    file = Path(classes) if classes is not None else _list_of(root, splits)
     names = None
-    if classes is not None or file.is_file():
+    if file is not None:
         names, coding = read_classes(file, coding)
         if coding.values:
             shown = [f"{coding.named(label)} {name}" for label, name in zip(coding.values, names, strict=True)]
@@ -101,6 +101,33 @@ def find_masks(source: str, coding: Coding, classes: str | None = None) -> Folde
     paths = [name for split in splits.values() for name in (*split.images, *split.masks)]
     stamp = stamp_of([str(root / path) for path in paths], repr(coding), repr(names))
     return Folder(source, splits, names, coding, stamp, tuple(notes))
+
+
+def _list_of(root: Path, splits: Mapping[str, Pairs]) -> Path | None:
+    """The list of classes that lies there: ours, CVAT's, or Roboflow's."""
+    files = [root / "classes.txt"]
+    for pairs in splits.values():
+        files.append(
+            root / (voc.COLOURS if pairs.where[0].casefold() == voc.IMAGES else f"{pairs.where[0]}/_classes.csv")
+        )
+    return next((file for file in files if file.is_file()), None)
+
+
+def _voc(source: str, root: Path, folders: Mapping[str, str]) -> dict[str, Pairs]:
+    """Splits in Pascal VOC's layout; none in another one."""
+    if voc.IMAGES not in folders or voc.MASKS not in folders:
+        return {}
+    where = (folders[voc.IMAGES], folders[voc.MASKS])
+    images, masks = (_files(source, root / part) for part in where)
+    found = {}
+    for name, stems in voc.listed(source, root, _SPLITS, list(masks)).items():
+        if missing := [stem for stem in stems if stem not in images]:
+            raise UserError(f"{source}: {len(missing)} masks of {name} have no image in {where[0]}/: {some(missing)}")
+        files = (
+            tuple(f"{part}/{there[stem]}" for stem in stems) for part, there in zip(where, (images, masks), strict=True)
+        )
+        found[name] = Pairs(name, root, where, *files)
+    return found
 
 
 def _folders(root: Path) -> dict[str, str]:
@@ -114,7 +141,7 @@ def _folders(root: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(_PASSED_OVER))
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_litter(p.name))
 
 
 def _place(source: str, root: Path, folders: Mapping[str, str], split: str) -> tuple[str | None, str | None, str]:
@@ -128,7 +155,7 @@ def _place(source: str, root: Path, folders: Mapping[str, str], split: str) -> t
             raise UserError(f"{source}: which masks are meant, those in {'/ or '.join(there)}/? Leave but one of them")
         if there:
             return folders[images], there[0], ""
-        if any(_MASK_NAME.search(stem) for stem in _files(source, root / folders[images])):
+        if _holds_both(root / folders[images]):
             return folders[images], folders[images], ""
         alone = alone if alone[0] else (folders[images], None, masks[0])
     return alone
@@ -147,10 +174,10 @@ def _candidates(split: str) -> Iterator[tuple[str, list[str]]]:
 
 def _paired(source: str, name: str, root: Path, where: tuple[str, str]) -> tuple[Pairs, str]:
     """The split, and a note if names are not simply the same."""
-    images, masks = (_files(source, root / part) for part in where)
     if where[0] == where[1]:
-        images = {stem: file for stem, file in images.items() if not _MASK_NAME.search(stem)}
-        masks = {stem: file for stem, file in masks.items() if stem not in images}
+        images, masks = _both(source, root / where[0])
+    else:
+        images, masks = (_files(source, root / part) for part in where)
     if not images:
         raise UserError(f"{source}: {where[0]}/ is empty, no images to {'learn from' if name == 'train' else 'judge'}")
     pairs = paired(images, masks)
@@ -176,16 +203,36 @@ def _paired(source: str, name: str, root: Path, where: tuple[str, str]) -> tuple
     return Pairs(name, root, where, *found), note
 
 
-def _files(source: str, folder: Path) -> dict[str, str]:
+def _holds_both(folder: Path) -> bool:
+    """Whether some files are named as masks, or as many are PNG as JPEG and have their names."""
+    if any(_MASK_NAME.search(path.stem) for path in folder.iterdir() if path.suffix.lower() in image_endings()):
+        return True
+    photographs, masks = (
+        {p.stem for p in folder.iterdir() if p.suffix.lower() in kind} for kind in (_LOSSY, _LOSSLESS)
+    )
+    return bool(masks) and photographs == masks
+
+
+def _both(source: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Images and masks of one folder, told by a mask's name, or by suffixes where names are the same."""
+    photographs, others = (_files(source, folder, kind) for kind in (_LOSSY, _LOSSLESS))
+    if others and photographs.keys() == others.keys():
+        return photographs, others
+    every = _files(source, folder)
+    images = {stem: file for stem, file in every.items() if not _MASK_NAME.search(stem)}
+    return images, {stem: file for stem, file in every.items() if stem not in images}
+
+
+def _files(source: str, folder: Path, suffixes: Collection[str] | None = None) -> dict[str, str]:
     """Names of the image files from the folder, sub-folders included, by what stands before their suffix."""
-    suffixes = Image.registered_extensions()
+    suffixes = suffixes or image_endings()
     found: dict[str, str] = {}
     twice: list[str] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith(_PASSED_OVER))
+        folders[:] = sorted(f for f in folders if not is_litter(f))
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
-            if name.startswith(".") or suffix.lower() not in suffixes:
+            if is_litter(name) or suffix.lower() not in suffixes:
                 continue
             below = Path(os.path.relpath(parent, folder))
             key = (below / stem).as_posix()

@@ -14,6 +14,7 @@ _FORMS = (
     re.compile(rf"{_COLOUR}\s*[\s,;:]\s*(?P<name>.+)$"),  # R G B NAME: CamVid's label_colors.txt
 )
 _NUMBERED = re.compile(r"(\d{1,5})\s*[\s,;:=]\s*(?P<name>.*\S)$")
+_COLUMNS = re.compile(r"(pixel|value|label|id|index)[\w ]*[,;\t]", re.IGNORECASE)  # Roboflow's "Pixel Value, Class"
 _HEAD = re.compile(
     r"(name|class|label)\w*\W+(r|red)\W+(g|green)\W+(b|blue)$|(r|red)\W+(g|green)\W+(b|blue)\W+\w+$", re.I
 )
@@ -35,6 +36,8 @@ def read_classes(path: Path, coding: Coding) -> tuple[tuple[str, ...], Coding]:
             raise UserError(f"class names {path}: colour {rgb} more than once")
         return _without_void(path, names, labels, replace(coding, colours=True))
     numbered = [_NUMBERED.match(line) for line in lines]
+    if len(lines) > 1 and all(numbered[1:]) and _COLUMNS.match(lines[0]):
+        lines, numbered = lines[1:], numbered[1:]
     if lines and all(numbered):
         labels = [int(found.group(1)) for found in numbered]
         if len(set(labels)) == len(labels):

@@ -1,13 +1,14 @@
 """Files of masks: what they hold, and which of them cannot hold labels."""
 
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from pocketformer.dense.orientation import orientation, turned
+from pocketformer.dense.orientation import turn_of, turned
 from pocketformer.dense.segmentation.labels import Coding
 from pocketformer.training.opening import open_image
 
@@ -35,9 +36,9 @@ class MaskFile:
     orientation; `palette`: the colours of the labels that occur, of an indexed mask."""
 
     labels: np.ndarray
-    bits: bool
-    turn: int
-    palette: dict[int, tuple[int, int, int]]
+    bits: bool = False
+    turn: int = 1
+    palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def read_mask(path: str | Path | BinaryIO, coding: Coding | None = None, turn: int = 1) -> np.ndarray:
@@ -53,27 +54,33 @@ def read_mask(path: str | Path | BinaryIO, coding: Coding | None = None, turn: i
 
 def open_mask(path: str | Path | BinaryIO, coding: Coding) -> MaskFile:
     """A mask as it is in its file: grey, indexed (the index is the label, but for a palette of greys alone), or colours
-    whose channels are equal; with `coding.colours` colours
-    (see `Coding`). Raises as `read_mask` does."""
-    with open_image(path) as image:
+    whose channels are equal; with `coding.colours` colours (see `Coding`). TIFF comes as EXIF turns it. Raises as
+    `read_mask` does."""
+    # Not by its path: what Pillow maps it turns otherwise.
+    with open_image(io.BytesIO(Path(path).read_bytes()) if isinstance(path, str | Path) else path) as image:
         refuse_lossy(image)
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"{image.n_frames} pictures in one file")
-        turn = orientation(image)
         image.load()
-        if coding.colours:
-            return MaskFile(_packed(image), False, turn, {})
-        grey = image.mode in _GREY or image.mode.startswith("I")
-        labels = _grey(image) if grey else _of_equal_channels(image)
-        palette = np.array(image.getpalette("RGB") or [] if image.mode in ("P", "PA") else [], np.int32).reshape(-1, 3)
-        there = np.unique(labels)
-        if len(palette) > there[-1] and (palette == palette[:, :1]).all():
-            # As GIF writes grey: the numbers are those of the shades, in any order.
-            shades = palette[there, 0]
-            if len(np.unique(shades)) == len(there):
-                return MaskFile(palette[labels, 0], False, turn, {})
-        colours = {int(i): tuple(palette[i].tolist()) for i in there[there < len(palette)]}
-        return MaskFile(labels, image.mode == "1", turn, colours)
+        found = _decoded(image, coding)
+        turn = turn_of(image)
+        return found if image.format == "TIFF" else replace(found, turn=turn)  # Pillow turns TIFF itself
+
+
+def _decoded(image: Image.Image, coding: Coding) -> MaskFile:
+    if coding.colours:
+        return MaskFile(_packed(image))
+    grey = image.mode in _GREY or image.mode.startswith("I")
+    labels = _grey(image) if grey else _of_equal_channels(image)
+    palette = np.array(image.getpalette("RGB") or [] if image.mode in ("P", "PA") else [], np.int32).reshape(-1, 3)
+    there = np.unique(labels)
+    if len(palette) > there[-1] and (palette == palette[:, :1]).all():
+        # As GIF writes grey: the numbers are those of the shades, in any order.
+        shades = palette[there, 0]
+        if len(np.unique(shades)) == len(there):
+            return MaskFile(palette[labels, 0])
+    colours = {int(i): tuple(palette[i].tolist()) for i in there[there < len(palette)]}
+    return MaskFile(labels, image.mode == "1", palette=colours)
 
 
 def refuse_lossy(image: Image.Image) -> None:
