@@ -184,7 +184,7 @@ def make_design_run(run: Path) -> Path:
             "text": "The found network is better than the best random one on the test split.",
         },
         "search": {
-            "status": "the binding budget is used",
+            "status": "no larger neighbour that fits does better",
             "steps": step,
             "evaluations": 1234,
             "block_executions": 24_680,

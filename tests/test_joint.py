@@ -197,19 +197,22 @@ def test_regrow_fills_the_budgets():
         moves, reason = run(regrow(start, made_up.costs, made_up, Objective(budgets)))
         here = start
         for move in moves:
-            assert usage(here) < 0.9
             assert move.phase == "regrow"
             assert move.state.selection == here
             fitting = [MEMBERS[m] for _, m in steps_up(plain(here)) if usage(MEMBERS[m]) <= 1]
             assert [e.selection for e in move.evaluated] == fitting
             rank = [(-made_up.score(s).accuracy, made_up.score(s).loss, i) for i, s in enumerate(fitting)]
+            assert min(rank)[:2] < (-made_up.score(here).accuracy, made_up.score(here).loss)  # only while it helps
             here = fitting[min(rank)[-1]]
             assert move.chosen.selection == here
-        if reason == "the binding budget is used":
-            assert usage(here) >= 0.9
+        fitting = [MEMBERS[m] for _, m in steps_up(plain(here)) if usage(MEMBERS[m]) <= 1]
+        if reason == "no larger neighbour fits":
+            assert not fitting
         else:
-            assert reason == "no larger neighbour fits"
-            assert not [m for _, m in steps_up(plain(here)) if usage(MEMBERS[m]) <= 1]
+            assert reason == "no larger neighbour that fits does better"
+            own = made_up.score(here)
+            assert fitting
+            assert all((-s.accuracy, s.loss) >= (-own.accuracy, own.loss) for s in map(made_up.score, fitting))
         reasons.add(reason)
     assert len(reasons) == 2
 

@@ -76,7 +76,7 @@ def test_page_shows_every_figure_of_the_results(page, design_run):
     expected = [
         results["verdict"]["text"],
         "+1.15 ± 1.09",
-        "the binding budget is used",
+        "no larger neighbour that fits does better",
         "5,400",
         "600",
         "2,000",

@@ -228,7 +228,7 @@ def test_the_same_cost_is_said_of_what_was_measured(latency, fewer, words):
     space = SearchSpace.named("pocket28")
     whole = space.whole
     other = whole.with_width(2, space.stages[2].widths[0]) if fewer else whole
-    found = Compared("found", whole, 0.5, 0.7, Outcome(torch.zeros(200), torch.arange(200) % 4, 1.0), {}, "")
+    found = Compared("found", whole, 0.5, 0.7, None, Outcome(torch.zeros(200), torch.arange(200) % 4, 1.0), {}, "")
     networks = [found, replace(found, name="random", selection=other, latency=latency)]
     networks.append(replace(found, name="largest", selection=space.minimum))
     text = verdict(networks, CostModel(SimpleNamespace(latency=lambda _: 1.0), 10))["text"]

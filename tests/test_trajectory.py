@@ -50,7 +50,7 @@ def written(path, seed, width=1):
             return turns
         moves, reason = run(joint_search(TOY.whole, made_up.costs, made_up, objective))
         last = moves[-1].chosen.selection
-        grown, _ = run(regrow(last, made_up.costs, made_up, objective, share=0.999, step=len(moves)))
+        grown, _ = run(regrow(last, made_up.costs, made_up, objective, step=len(moves)))
         for move in (*moves, *grown):
             lines.write(*move_lines(move, objective.mes))
         lines.write(end_line(len(moves) + len(grown), reason))
@@ -158,7 +158,7 @@ def search(folder, seed, walk, evaluator=None, budgets=None):
             if walk == Walk():
                 trajectory.correct(1.1)
                 trajectory.slim()
-            trajectory.regrow(0.95)
+            trajectory.regrow()
         finally:
             trajectory.close()
     return trajectory

@@ -2,7 +2,7 @@
 
 from pocketformer.cli.summary import aligned
 
-_HEADER = ("network", "M params", "MMACs", "median ms", "IQR ms", "ratio", "95 % interval")
+_HEADER = ("network", "M params", "MMACs", "median ms", "10th pct", "IQR ms", "ratio", "95 % interval")
 _HEADER += ("Pixel 6", "iPhone 12", "A100", "MES", "top-1 %")
 _NOTE = """\
 ratio: to MobileNetV2 x1.0 ({unit}), with a 95 % interval; Pixel 6 (CPU, all ReLU), iPhone 12 (NPU), A100 (GPU,
@@ -82,7 +82,8 @@ def _network(row: dict) -> tuple[str, ...]:
     low, high = row["ratio95"]
     paper = (_number(row["paper_ratios"][name]) for name in _DEVICES)
     sizes = (_number(row["parameters"], 1e6), _number(row["macs"], 1e6, 1))
-    times = (f"{row['median_ms']:.3f}", f"{row['spread_ms']:.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}")
+    times = (*(f"{row[name]:.3f}" for name in ("median_ms", "tenth_percentile_ms", "spread_ms")), f"{row['ratio']:.2f}")
+    times += (f"{low:.2f} to {high:.2f}",)
     return (row["name"], *sizes, *times, *paper, _number(row["mes"], digits=1), "/".join(map(str, row["top1"])))
 
 

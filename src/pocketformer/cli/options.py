@@ -164,7 +164,11 @@ Licence = Annotated[
 ]
 MaxLatency = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Budget: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's latency."),
+    typer.Option(
+        metavar="TIME",
+        help="Budget: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's latency by the table. A latency is the "
+        "10th percentile of its calls: what one takes when nothing else runs.",
+    ),
 ]
 MaxParameters = Annotated[
     str | None,

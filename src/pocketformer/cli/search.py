@@ -43,8 +43,8 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]TIME",
-            help="Budget of every device, or of one: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's latency; "
-            "phone=0.9ms.",
+            help="Budget of every device, or of one: 0.9ms, 900us, 0.9 (ms), or 50% of the largest subnet's by its "
+            "table; phone=0.9ms. The table's latencies are 10th percentiles.",
         ),
     ] = None,
     max_parameters: options.MaxParameters = None,

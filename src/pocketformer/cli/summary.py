@@ -50,10 +50,13 @@ def summary(outcome: dict, out: Path) -> str:
     lines = ["", f"Found at step {shipped['step']} of {outcome['search']['steps']} ({outcome['search']['status']}):"]
     for name, (value, unit, form) in measured.items():
         text = f"  {value:{form}} {unit}"
+        if name == "latency" and latency.get("median") is not None:
+            text += f" undisturbed (10th percentile; median {latency['median']:.3f} ms)"
         if name in outcome["budgets"]:
             budget = outcome["budgets"][name] / (1e6 if name in ("memory", "macs") else 1)
-            binding = ", the binding budget" if name == outcome["binding"] else ""
-            text += f", budget {budget:{form}} {unit} ({shipped['usage'][name]:.0%} used{binding})"
+            binding = "the binding budget" if name == outcome["binding"] else "not binding"
+            over = ": over budget" if shipped["usage"][name] > 1 else ""
+            text += f", budget {budget:{form}} {unit} ({shipped['usage'][name]:.0%} used, {binding}{over})"
         if name == "latency":
             runtime = outcome["runtime"]
             text += f"; exported file on {runtime['name']}, {runtime['threads']} thread(s), batch {runtime['batch']}"
@@ -65,7 +68,8 @@ def summary(outcome: dict, out: Path) -> str:
         ms = row["latency_measured"] if row["latency_measured"] is not None else row["latency_predicted"]
         how = "measured" if row["latency_measured"] is not None else "by table"
         parameters = f"{row['parameters']:,} parameters"
-        rows.append((row["title"], percent(row["test"]), parameters, f"{ms:.3f} ms {how}"))
+        median = f", median {row['latency_median']:.3f}" if row.get("latency_median") is not None else ""
+        rows.append((row["title"], percent(row["test"]), parameters, f"{ms:.3f} ms {how}{median}"))
     lines += [aligned(rows), "", outcome["verdict"]["text"], ""]
     lines.append(f"Network: {out / shipped['file']} (verified against PyTorch)")
     lines.append(f"Page:    {out / 'report.html'}")

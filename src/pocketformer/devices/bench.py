@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pocketformer.devices.measure import interleave
+from pocketformer.devices.measure import interleave, interleaved_calls
 from pocketformer.runtimes.sessions import Sessions, prepared
 
 
@@ -27,9 +27,30 @@ class Bench(Sessions):
         settings = (list(names), rounds, calls, seed, fastest, seconds)
         return self.worker.call(_interleave, *settings, what=what, progress=progress or (lambda *_: None))
 
+    def calls(
+        self,
+        names: Sequence[str],
+        rounds: int,
+        calls: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        seed: int = 0,
+    ) -> dict[str, list[list[float]]]:
+        """`measure.interleaved_calls` of the named sessions."""
+        for name in names:
+            self.worker.call(_warm_up, name, what=f"{self.runtime} crashed while it ran {name}")
+        what = f"{self.runtime} crashed while networks were timed"
+        settings = (list(names), rounds, calls, seed)
+        return self.worker.call(_calls, *settings, what=what, progress=progress or (lambda *_: None))
+
 
 def _warm_up(name: str) -> None:
     prepared(name)
+
+
+def _calls(
+    names: list[str], rounds: int, calls: int | None, seed: int, progress: Callable[[int, int], None]
+) -> dict[str, list[list[float]]]:
+    return interleaved_calls({name: prepared(name) for name in names}, rounds, calls, progress, seed)
 
 
 def _interleave(

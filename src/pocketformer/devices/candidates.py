@@ -52,9 +52,14 @@ def write_network(
     batch: int = 1,
 ) -> Network:
     """The deployed graph of an untrained network in that format; returns the network."""
-    model = create_model(architecture, num_classes, resolution, distilled=False, layer_scale=1.0)
+    model = untrained(architecture, num_classes, resolution)
     format.write_quick(fuse(model), torch.randn(batch, 3, *resolution), path)
     return model
+
+
+def untrained(architecture: Architecture, num_classes: int, resolution: Grid) -> Network:
+    """The network whose deployed graph is timed."""
+    return create_model(architecture, num_classes, resolution, distilled=False, layer_scale=1.0)
 
 
 def write_unit(format: ModuleType, num_classes: int, resolution: Grid, path: Path, batch: int = 1) -> None:

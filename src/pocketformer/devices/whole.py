@@ -1,7 +1,9 @@
 """Whole exported files, timed beside the reference network of a latency table (contract 6.9)."""
 
+import itertools
 import os
 import random
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,11 +19,12 @@ _REFERENCE = "\0reference"  # what no caller calls a network
 @dataclass(frozen=True)
 class WholeMeasurement:
     """A file's raw times in ms (the fastest call of each round), and its latency in ms with the device's drift
-    since the table taken out."""
+    since the table taken out: what a call takes when nothing else does, and the `median` of all calls."""
 
     raw: Measurement
     latency: float
     spread: float
+    median: float
 
 
 def measure_whole(
@@ -53,13 +56,15 @@ def measure_whole(
             bench.load(name, paths.get(name, reference))
         if check is not None:
             check(bench)
-        samples = bench.interleave(order, rounds, calls, progress, seed, fastest=True)
+        taken = bench.calls(order, rounds, calls, progress, seed)
+    samples = {name: [min(times) for times in found] for name, found in taken.items()}
     result = {}
     for name in paths:
         ratios = Measurement.of(paired_ratios(samples[name], samples[_REFERENCE]))
         ms = table.reference.latency
         latency = undisturbed(samples[name]) / undisturbed(samples[_REFERENCE]) * ms
-        result[name] = WholeMeasurement(Measurement.of(samples[name]), latency, ratios.spread * ms)
+        median = statistics.median(itertools.chain(*taken[name])) / undisturbed(samples[_REFERENCE]) * ms
+        result[name] = WholeMeasurement(Measurement.of(samples[name]), latency, ratios.spread * ms, median)
     return result
 
 

@@ -12,7 +12,7 @@ from pocketformer.architecture.results import DEVICES, UNIT, published_results
 from pocketformer.deploy import SUFFIXES, format_by_name, format_for
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.host import host, packages
-from pocketformer.devices.measure import Measurement, paired_ratios, spearman
+from pocketformer.devices.measure import Measurement, paired_ratios, spearman, undisturbed
 from pocketformer.devices.opening import open_all
 from pocketformer.errors import UserError, WorkError, first_line
 from pocketformer.pipelines import lineup
@@ -167,6 +167,7 @@ class _Field:
             "macs": costs.get("macs"),
             "activations": costs.get("activations"),
             "median_ms": ms.median,
+            "tenth_percentile_ms": undisturbed(samples[name]),
             "spread_ms": ms.spread,
             "unit": self.units[name],
             "ratio": ratio,

@@ -13,7 +13,6 @@ class Chain:
     settings: DesignSettings
     run: Run
     data: Data
-    distilled: bool
 
     @property
     def path(self) -> Path:

@@ -20,10 +20,11 @@ class Energy(Protocol):
         ...
 
 
-def closed_form(architecture: Architecture, num_classes: int, distilled: bool) -> dict[str, int]:
-    """What needs no device to be known. One head is deployed, whether the network was distilled or not."""
+def closed_form(architecture: Architecture, num_classes: int) -> dict[str, int]:
+    """What needs no device to be known, of the network as it is deployed: of two heads that a teacher had it learn
+    with, one is left."""
     return {
-        "size": architecture.parameters(num_classes, distilled),
+        "size": architecture.parameters(num_classes, distilled=False),
         "macs": architecture.macs(num_classes=num_classes, distilled=False),
         "memory": architecture.peak_memory(num_classes=num_classes),
     }
@@ -39,7 +40,6 @@ class CostModel:
 
     tables: LatencyTable | Mapping[str, LatencyTable]
     num_classes: int
-    distilled: bool = False
     correction: float = 1.0
     energy: Energy | None = None
 
@@ -52,7 +52,7 @@ class CostModel:
 
     def __call__(self, subnet: Selection | Architecture) -> dict[str, float]:
         architecture = subnet.architecture if isinstance(subnet, Selection) else subnet
-        closed = closed_form(architecture, self.num_classes, self.distilled)
+        closed = closed_form(architecture, self.num_classes)
         latencies = {name: table.latency(architecture) for name, table in self.latencies.items()}
         costs = {"size": closed.pop("size"), **{k: v * self.correction for k, v in latencies.items()}, **closed}
         if self.energy is not None:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -12,14 +13,15 @@ from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.deploy import SUFFIXES, format_for
 from pocketformer.deploy.verify import verify
 from pocketformer.devices import LatencyTable
-from pocketformer.devices.candidates import write_network
+from pocketformer.devices.candidates import untrained, write_network
 from pocketformer.devices.emit import check_format, emit
-from pocketformer.devices.manifest import Manifest
+from pocketformer.devices.manifest import Manifest, digest
 from pocketformer.devices.plan import Plan
 from pocketformer.devices.profile import JOURNAL, check_settings, profile, write_reference
 from pocketformer.devices.results import import_table
 from pocketformer.devices.whole import WholeMeasurement, measure_whole
 from pocketformer.errors import UserError, WorkError
+from pocketformer.models import Network
 from pocketformer.pipelines.early import verify_export
 from pocketformer.pipelines.settings import ProfileSettings
 from pocketformer.pipelines.tables import told, warn
@@ -147,24 +149,31 @@ def time_networks(
     runtime_name: str,
     settings: ProfileSettings,
     progress: Stage | None = None,
+    work: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Times whole networks, given as exported files or as architectures (whose weights do not matter), beside
     the table's reference network. What the architectures' files compute is compared with PyTorch's first.
 
-    {name: {"latency": ms with the device's drift since the table taken out, "raw": ms as the clock showed,
-    "spread": ms, "rounds", "sessions"}}; of the sessions the middle one's, and how many there were.
+    {name: {"latency": ms with the device's drift since the table taken out, "median": that of all calls, likewise,
+    "raw": ms as the clock showed, "spread": ms, "rounds", "sessions"}}; of the sessions the middle one's, and how many
+    there were.
+
+    In the folder `work` the files and the sessions are kept until all is done: what an interrupted call has left there,
+    of the same networks, is not done again.
     """
     format = format_for(runtime_name)
-    with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
-        reference = Path(folder) / f"reference{SUFFIXES[format.NAME]}"
-        write_reference(space, runtime_name, table.num_classes, reference, settings.batch)
+    with tempfile.TemporaryDirectory(prefix="pocketformer-") as temporary:
+        folder = work or Path(temporary)
+        suffix = SUFFIXES[format.NAME]
+        reference = folder / f"reference{suffix}"
+        if not reference.exists():
+            with files.whole(reference, format.COMPANION) as path:
+                write_reference(space, runtime_name, table.num_classes, path, settings.batch)
         paths, written = {}, {}
-        for i, (name, network) in enumerate(networks.items()):
+        for name, network in networks.items():
             if isinstance(network, Architecture):
-                paths[name] = Path(folder) / f"{i}{SUFFIXES[format.NAME]}"
-                written[name] = write_network(
-                    format, network, table.num_classes, table.resolution, paths[name], settings.batch
-                )
+                paths[name] = folder / f"{_digest(network)}{suffix}"
+                written[name] = _written(format, network, table, paths[name], settings.batch)
             else:
                 paths[name] = network
             if progress:
@@ -175,23 +184,40 @@ def time_networks(
             for name, model in written.items():
                 verify(model, lambda x, name=name: sessions.run(name, x, (settings.batch,)), images)
 
-        # The same file takes 1 to 2 % more or less from one session to the next: the median of several counts.
-        found = [
-            measure_whole(
-                paths,
-                table,
-                reference,
-                runtime_name,
-                rounds=_WHOLE_ROUNDS,
-                seed=seed,
-                check=None if seed else check,
-            )
-            for seed in range(_SESSIONS)
-        ]
-    return {name: _middle([measured[name] for measured in found]) for name in paths}
+        of = sorted(path.name for path in paths.values())
+        with files.Lines(folder / "sessions.jsonl") as journal:
+            done = [line["times"] for line in journal.read(journal.path) if line["of"] == of]
+            # The same file takes 1 to 2 % more or less from one session to the next: the median of several counts.
+            for seed in range(len(done), _SESSIONS):
+                how = {"rounds": _WHOLE_ROUNDS, "seed": seed, "check": None if seed else check}
+                found = measure_whole(paths, table, reference, runtime_name, **how)
+                done.append({paths[name].name: _told(measured) for name, measured in found.items()})
+                journal.write({"of": of, "times": done[-1]})
+    found = {name: _middle([times[path.name] for times in done]) for name, path in paths.items()}
+    if work is not None:
+        files.remove(work)
+    return found
 
 
-def _middle(found: list[WholeMeasurement]) -> dict[str, float]:
-    middle = sorted(found, key=lambda m: m.latency)[len(found) // 2]
-    times = {"latency": middle.latency, "raw": middle.raw.median, "spread": middle.spread}
-    return {**times, "rounds": _WHOLE_ROUNDS, "sessions": len(found)}
+def _written(format: ModuleType, architecture: Architecture, table: LatencyTable, path: Path, batch: int) -> Network:
+    """The network whose file lies at `path`: written now, or the same again, whose weights its own seed makes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(_digest(architecture), 16) % 2**31)
+        if path.exists():
+            return untrained(architecture, table.num_classes, table.resolution)
+        with files.whole(path, format.COMPANION) as temporary:
+            return write_network(format, architecture, table.num_classes, table.resolution, temporary, batch)
+
+
+def _digest(architecture: Architecture) -> str:
+    return digest(architecture.to_dict())[:16]
+
+
+def _told(measured: WholeMeasurement) -> dict[str, float]:
+    times = {"latency": measured.latency, "median": measured.median}
+    return {**times, "raw": measured.raw.median, "spread": measured.spread}
+
+
+def _middle(found: list[dict[str, float]]) -> dict[str, float]:
+    middle = sorted(found, key=lambda times: times["latency"])[len(found) // 2]
+    return {**middle, "rounds": _WHOLE_ROUNDS, "sessions": len(found)}

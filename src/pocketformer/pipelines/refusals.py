@@ -38,10 +38,10 @@ def check_measured_here(table: LatencyTable, where: str, runtime: str, settings:
             raise UserError(f"latency table {where} was measured with {name} {had}; this job has {wanted}")
 
 
-def refuse_small_budgets(space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int, distilled: bool) -> None:
+def refuse_small_budgets(space: SearchSpace, budgets: Mapping[str, Budget], num_classes: int) -> None:
     """Parameters, MACs and memory are known in closed form: an impossible budget is refused before anything is
     done."""
-    low, high = (closed_form(a, num_classes, distilled) for a in (space.minimum.architecture, space.largest))
+    low, high = (closed_form(a, num_classes) for a in (space.minimum.architecture, space.largest))
     for name in (name for name in budgets if not is_tabulated(name)):
         _refuse(space, name, budgets[name].of(high[name]), low[name])
 

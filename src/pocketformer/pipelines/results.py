@@ -31,6 +31,7 @@ class Compared:
     selection: Selection
     accuracy_search: float
     latency: float  # of the whole network as measured, ms
+    median: float | None  # of all calls, ms
     outcome: Outcome
     test: dict
     metrics: str
@@ -54,7 +55,8 @@ def collect(
     architecture = shipped.architecture
     report = exported["report"]
     # The shipped network was timed twice: as a candidate, and as the file that ships. The file is what counts.
-    networks = [replace(n, latency=latency["latency"]) if n.name == "found" else n for n in networks]
+    own = {"latency": latency["latency"], "median": latency.get("median")}
+    networks = [replace(n, **own) if n.name == "found" else n for n in networks]
     return {
         "command": settings.command,
         "seed": settings.seed,
@@ -80,7 +82,7 @@ def collect(
             "step": shipped.point.step,
             "architecture": architecture.to_dict(),
             "selection": shipped.point.selection.to_dict(),
-            "parameters": architecture.parameters(len(data.classes), chain.distilled),
+            "parameters": architecture.parameters(len(data.classes), distilled=False),
             "macs": architecture.macs(num_classes=len(data.classes), distilled=False),
             "peak_memory": architecture.peak_memory(num_classes=len(data.classes)),
             "file": f"exported/{Path(report['path']).name}",
@@ -89,6 +91,7 @@ def collect(
                 "predicted": costs(shipped.point.selection)["latency"],
                 "correction": costs.correction,
                 "measured": latency["latency"],
+                "median": latency.get("median"),  # None: measured before it was told
                 "raw": latency["raw"],
                 "spread": latency["spread"],
                 "rounds": latency["rounds"],
@@ -125,6 +128,7 @@ def _row(network: Compared, costs: CostModel, goal: Objective) -> dict:
         "macs": architecture.macs(num_classes=costs.num_classes, distilled=False),
         "latency_predicted": own["latency"],
         "latency_measured": network.latency,
+        "latency_median": network.median,
         "mes": goal.mes({**own, "latency": network.latency}),
         "peak_memory": own["memory"],
         "accuracy_search": network.accuracy_search,

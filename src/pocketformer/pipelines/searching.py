@@ -98,10 +98,10 @@ class Trajectory:
 
         return self._go_on(moves, lambda: self.method.result(self.points(), self.objective))
 
-    def regrow(self, share: float = 0.9) -> str:
+    def regrow(self) -> str:
         def moves() -> Iterator[Move]:
             last = self.points()[-1].step
-            return regrow(self.here().selection, self.costs, self.evaluator, self.objective, share, last)
+            return regrow(self.here().selection, self.costs, self.evaluator, self.objective, last)
 
         return self._go_on(moves, self.here)
 

@@ -80,14 +80,15 @@ def outcome(record: Record) -> str:
         cards.append(card(count(record.results["parameters"]), "Parameters"))
     if shipped:
         macs = f"{millions(shipped.get('macs'))} multiply-adds, {size(shipped.get('peak_memory'))} peak memory"
-        cards.append(card(count(shipped.get("parameters")), "Parameters", macs))
+        cards.append(card(count(shipped.get("parameters")), "Parameters as deployed", macs))
         latency = part(shipped, "latency", default={})
         if is_number(latency.get("measured")):
             spread = f", spread {ms(latency['spread'])}" if is_number(latency.get("spread")) else ""
             rounds = f", {count(latency['rounds'])} rounds" if "rounds" in latency else ""
             if latency.get("sessions"):
                 rounds += f" of the middle one of {count(latency['sessions'])} sessions"
-            note = f"predicted {ms(latency.get('predicted'))}{spread}{rounds}"
+            median = f"10th percentile; median {ms(latency['median'])}; " if is_number(latency.get("median")) else ""
+            note = f"{median}predicted {ms(latency.get('predicted'))}{spread}{rounds}"
             cards.append(card(ms(latency["measured"]), "Latency, measured", note))
         elif is_number(latency.get("predicted")):
             cards.append(card(ms(latency["predicted"]), "Latency, predicted", "not measured"))
@@ -124,7 +125,8 @@ def budgets(record: Record) -> str:
         if not is_number(share):
             continue
         how = ", measured" if measured and name == "latency" else ", predicted" if is_tabulated(name) else ""
-        binding = " (the binding budget)" if part(record.results, "binding") == name else ""
+        binding = part(record.results, "binding")
+        binding = "" if binding is None else " (the binding budget)" if binding == name else " (not binding)"
         text = f"{budget_value(name, value)} of {budget_value(name, budget)} = {percent(share, 1)}"
         over = " over" if share > 1 else ""
         parts.append(

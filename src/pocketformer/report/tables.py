@@ -33,6 +33,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict], object], Callable[[object], str], in
     ("Multiply-adds", lambda r: r.get("macs"), millions, -1),
     ("Latency, predicted", lambda r: r.get("latency_predicted"), ms, 0),
     ("Latency, measured", lambda r: r.get("latency_measured"), ms, -1),
+    ("Its median", lambda r: r.get("latency_median"), ms, 0),
     ("MES", lambda r: r.get("mes"), significant, 1),
     ("Accuracy, search split", lambda r: r.get("accuracy_search"), percent, 0),
     ("Accuracy, test split", lambda r: part(r, "test", "accuracy"), percent, 1),

@@ -1,4 +1,4 @@
-"""Reverse moves: one step back after a slimming step, and filling what the search left of its budgets."""
+"""Reverse moves: one step back after a slimming step, and giving back what the search left of its budgets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +97,13 @@ def _first(evaluated: Sequence[Evaluated], state: State, rank: Rank) -> Evaluate
 
 
 def _by_accuracy(gains: Sequence[float]) -> Rank:
-    return lambda i, current, score: (-score.accuracy, score.loss, i)
+    """The most accurate, of equals the one of least loss; nothing that is no better than where it starts."""
+
+    def rank(i: int, current: Score, score: Score) -> tuple | None:
+        own, found = (current.loss, score.loss)
+        return (-score.accuracy, found, i) if (-score.accuracy, found) < (-current.accuracy, own) else None
+
+    return rank
 
 
 def regrow(
@@ -105,19 +111,20 @@ def regrow(
     costs: CostFunction,
     evaluator: Evaluator,
     objective: Objective,
-    share: float = 0.9,
     step: int = 0,
 ) -> Iterator[Move]:
-    """Fills what the last slimming step left of the budgets (contract 6.9): while no budget is used to `share`,
-    the reverse move that gains most accuracy among those that keep all budgets."""
+    """Gives back what slimming left of the budgets (contract 6.9), as far as it helps: the reverse move that gains most
+    accuracy among those that keep all budgets, until none gains any (of equal accuracy: lowers the loss)."""
     state = State.of(start, costs, objective)
-    while objective.budgets and max(objective.usage(state.costs).values()) < share:
+    while objective.budgets:
         moves = [(a, s) for a, s in regrowth(state.selection) if objective.met(costs(s))]
         if not moves:
             return "no larger neighbour fits"
         state, evaluated = evaluate_actions(state, moves, costs, evaluator, objective, _by_accuracy)
         chosen = _first(evaluated, state, _by_accuracy(()))
+        if chosen is None:
+            return "no larger neighbour that fits does better"
         step += 1
         yield Move(step, state, evaluated, chosen, "regrow")
         state = State(chosen.selection, chosen.costs, objective.mes(chosen.costs))
-    return "the binding budget is used"
+    return "there is no budget to fill"

@@ -125,6 +125,10 @@ class Supernet(nn.Module):
                 x = self.run(step, x)
         return x
 
+    def no_weight_decay(self) -> set[str]:
+        """Attention biases, as in a single network (vectors are left out anyway)."""
+        return {name for name, _ in self.named_parameters() if name.endswith(".bias.table")}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the stages' blocks twice in training instead of keeping their activations."""
         self.grad_checkpointing = enable
