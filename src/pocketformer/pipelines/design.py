@@ -69,7 +69,7 @@ def design(settings: DesignSettings, out: str | Path) -> dict:
         check_table(latency, settings.latency, settings.space, len(data.classes))
         check_measured_here(latency, settings.latency, settings.runtime, settings.profile)
         if not settings.accept_table_error and not (Path(out) / "results.json").exists():
-            refuse_wrong(latency, settings.latency, settings.space, "profile again while the device is idle")
+            refuse_wrong(latency, settings.latency, "profile again while the device is idle")
         _objective(settings, CostModel(latency, len(data.classes)))
     given = settings.teacher, data.classes, settings.space.resolution, order
     teacher = load_teacher(*given) if settings.teacher else None
@@ -138,7 +138,7 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
         again = "repeat this command, which measures again, while the device is idle"
         if settings.latency is not None or _is_in_use(chain):
             again = "profile again while the device is idle, for another --out"
-        refuse_wrong(table, str(path), settings.space, again)
+        refuse_wrong(table, str(path), again)
     return table
 
 
@@ -152,7 +152,7 @@ def _is_to_be_repeated(chain: Chain, path: Path) -> bool:
     settings = chain.settings
     if settings.latency is not None or settings.accept_table_error or not path.exists() or _is_in_use(chain):
         return False
-    return is_wrong(LatencyTable.load(path), settings.space)
+    return is_wrong(LatencyTable.load(path))
 
 
 def _objective(settings: DesignSettings, costs: CostModel) -> Objective:

@@ -168,7 +168,7 @@ def _told_costs(found: Compared, other: Compared, costs: CostModel) -> str:
         f"{network.latency:.3g} ms and {size:,.0f} parameters"
         for network, size in zip((found, other), sizes, strict=True)
     )
-    return f"of another cost ({others}; its own {own})"
+    return f"of another cost, {others} against {own}"
 
 
 def verdict(networks: list[Compared], costs: CostModel) -> dict:

@@ -46,27 +46,17 @@ def doubts(table: LatencyTable, space: SearchSpace | None = None) -> list[str]:
     return found
 
 
-def error(table: LatencyTable, space: SearchSpace) -> float | None:
-    """The mean error of its check; without one, how far it is off for its own reference, if that is known."""
-    if table.check is not None:
-        return table.check.mean
-    off = table.reference_error(space)
-    return None if off is None else abs(off)
+def is_wrong(table: LatencyTable) -> bool:
+    """Whether its own check finds it so wrong that what is found by it means nothing."""
+    return table.check is not None and table.check.mean > WRONG
 
 
-def is_wrong(table: LatencyTable, space: SearchSpace) -> bool:
-    """Whether its error is so large that what is found by it means nothing."""
-    found = error(table, space)
-    return found is not None and found > WRONG
-
-
-def refuse_wrong(table: LatencyTable, where: str, space: SearchSpace, way_out: str) -> None:
+def refuse_wrong(table: LatencyTable, where: str, way_out: str) -> None:
     """Raises `WorkError` for a table that `is_wrong`."""
-    if is_wrong(table, space):
-        of = "mean error on networks it has not seen" if table.check is not None else "error on its own reference"
+    if is_wrong(table):
         raise WorkError(
-            f"latency table {where}: its {of} is {error(table, space):.0%}, above {WRONG:.0%}: {way_out}, or accept it "
-            "(--accept-table-error)"
+            f"latency table {where}: its mean error on networks it has not seen is {table.check.mean:.0%}, above "
+            f"{WRONG:.0%}: {way_out}, or accept it (--accept-table-error)"
         )
 
 
