@@ -118,9 +118,11 @@ def _verify_export(chain: Chain) -> None:
 
 def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
     settings, path = chain.settings, chain.path / "latency_table.json"
-    if _is_to_be_repeated(chain, path):
+    in_use = "largest" in read_config(chain.path)["facts"]  # budgets have been derived from it
+    own = settings.latency is None and not in_use
+    if own and path.exists() and not settings.accept_table_error and is_wrong(LatencyTable.load(path)):
         files.remove(chain.path / "profile")
-        files.remove(path)
+        files.remove(path)  # it was refused
     if not path.exists():
         if given is None:
             given = profile_space(
@@ -135,24 +137,10 @@ def _table(chain: Chain, given: LatencyTable | None) -> LatencyTable:
         given.save(path)
     table = open_table(path, settings.space)
     if not settings.accept_table_error:
-        again = "repeat this command, which measures again, while the device is idle"
-        if settings.latency is not None or _is_in_use(chain):
-            again = "profile again while the device is idle, for another --out"
+        repeat = "repeat this command, which measures again, while the device is idle"
+        again = repeat if own else "profile again while the device is idle, for another --out"
         refuse_wrong(table, str(path), again)
     return table
-
-
-def _is_in_use(chain: Chain) -> bool:
-    """Whether budgets have been derived from the run's table."""
-    return "largest" in read_config(chain.path)["facts"]
-
-
-def _is_to_be_repeated(chain: Chain, path: Path) -> bool:
-    """Whether the run's own measurement was so wrong that it was refused."""
-    settings = chain.settings
-    if settings.latency is not None or settings.accept_table_error or not path.exists() or _is_in_use(chain):
-        return False
-    return is_wrong(LatencyTable.load(path))
 
 
 def _objective(settings: DesignSettings, costs: CostModel) -> Objective:
