@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+import told
 from perturbed import perturb
 from pocketformer.architecture import Architecture, SearchSpace
-from pocketformer.deploy import eager, export, fuse
+from pocketformer.deploy import eager, export, fuse, read_facts
 from pocketformer.deploy.channels_last import channels_last
 from pocketformer.deploy.efficientformerv2 import FusedFFN, Upsampling
 from pocketformer.deploy.formats import SUFFIXES, format_of
@@ -91,6 +92,7 @@ def test_litert_files_are_right(litert, small, images, tmp_path, capfd, precisio
     )
     assert capfd.readouterr() == ("", "")
     assert {p.name for p in tmp_path.iterdir()} == {"model.tflite", "model.tflite.json"}
+    assert told.metadata("litert", path) == read_facts(path).metadata() == litert.read_metadata(path)
     assert report.verified.images == len(images)
     assert report.details.endswith("all builtin")
     if precision == "float32":
@@ -201,6 +203,7 @@ def test_core_ml_packages_compute_the_network(coreml, small, images, tmp_path, c
     assert capfd.readouterr() == ("", "")
     assert sorted(p.name for p in path.iterdir()) == ["Data", "Manifest.json"]
     assert report.details.startswith("Core ML program of ")
+    assert told.metadata("coreml", path) == read_facts(path).metadata() == coreml.read_metadata(path)
     spec, operators = coreml.load(path)
     (given,), (got,) = spec.description.input, spec.description.output
     assert (given.name, tuple(given.type.multiArrayType.shape)) == ("image", (1, 3, 28, 28))

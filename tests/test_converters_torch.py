@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import told
 from perturbed import perturb
 from pocketformer.architecture import FFN, Architecture, Attention, Design, Stage
-from pocketformer.deploy import export, format_of, fuse
+from pocketformer.deploy import export, format_of, fuse, read_facts
 from pocketformer.deploy.efficientformerv2 import FusedAttention, FusedFFN, HeadMix
 from pocketformer.deploy.formats import SUFFIXES
 from pocketformer.errors import UserError, WorkError
@@ -94,6 +95,9 @@ def test_export_is_right(small, exported, format):
     assert report.verified.max_difference <= 1e-4 * report.verified.logits_std
     assert report.bytes == path.stat().st_size
     assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.json"}
+    facts = read_facts(path)
+    assert (facts.format, facts.size) == (format, (45, 38))
+    assert told.metadata(format, path) == facts.metadata() == format_of(format).read_metadata(path)
     x = images(small)
     with Sessions(format) as sessions, torch.no_grad():
         assert sessions.load("a", path) == (1, 3, 45, 38)

@@ -6,11 +6,13 @@ from importlib.metadata import version
 import pytest
 
 import shop
+import told
 from asking import ask
 from pocketformer import SearchSpace, UserError
-from pocketformer.deploy import Facts, facts_path, read_facts
+from pocketformer.deploy import Facts, facts_path, format_of, read_facts
 from pocketformer.runs import read_config
 
+CLASSES = ["dark grün", 'the "grey" & <one>', "明るい"]  # as people name folders
 MEAN, STD = [0.4, 0.5, 0.55], [0.2, 0.25, 0.3]
 
 
@@ -25,7 +27,8 @@ def place(tmp_path_factory):
     common = ["--data", folder / "data", "--epochs", 1, "--batch-size", 8, "--workers", 0]
     ask("train", "--architecture", folder / "shape.json", *common, "--out", folder / "network").succeeds()
     config = json.loads((folder / "network/config.json").read_text())
-    (folder / "network/config.json").write_text(json.dumps(config | {"mean": MEAN, "std": STD}))
+    named = {"classes": CLASSES, "mean": MEAN, "std": STD}
+    (folder / "network/config.json").write_text(json.dumps(config | named))
     return folder
 
 
@@ -72,6 +75,22 @@ def test_every_fact_is_that_of_the_training(place, exported):
         "pocketformer": version("pocketformer"),
     }
     assert read_facts(path) == Facts.from_dict(json.loads(facts_path(path).read_text()))
+    texts = told.metadata("onnx", path)
+    assert json.loads(texts["classes"]) == CLASSES
+    assert texts == read_facts(path).metadata()
+    facts_path(path).unlink()  # then the file itself is asked
+    assert read_facts(path).metadata() == texts
+
+
+def test_openvinos_own_tools_find_what_they_know(exported):
+    openvino = pytest.importorskip("openvino")
+    path, _ = exported("model.xml", "--format", "openvino")
+    assert told.metadata("openvino", path) == read_facts(path).metadata() == format_of("openvino").read_metadata(path)
+    info = {name: value.astype(str) for name, value in openvino.Core().read_model(path).rt_info["model_info"].items()}
+    assert info.pop("labels").split() == ["_".join(name.split()) for name in CLASSES]
+    assert [float(value) / 255 for value in info.pop("mean_values").split()] == pytest.approx(MEAN)
+    assert [float(value) / 255 for value in info.pop("scale_values").split()] == pytest.approx(STD)
+    assert info == {"model_type": "Classification", "resize_type": "crop", "reverse_input_channels": "True"}
 
 
 def test_a_refused_export_keeps_file_and_facts(place, exported):

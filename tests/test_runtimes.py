@@ -200,7 +200,9 @@ def test_files_of_other_inputs_are_told_in_one_line(tmp_path, name, inputs):
         openvino.save_model(openvino.convert_model(tmp_path / "odd.onnx"), str(path))
     else:
         onnx.save(model_of(*inputs), path)
-    with pytest.raises(UserError, match=r"odd\.\w+: needs one float32 input of fixed size, as `export` writes it$"):
+    with pytest.raises(
+        UserError, match=r"odd\.\w+: needs one float32 or uint8 input of fixed size, as `export` writes it$"
+    ):
         runtime(name).load(path)
 
 

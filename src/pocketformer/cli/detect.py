@@ -260,6 +260,7 @@ def export(
             metavar="H W", help="Of the images that the file takes, px. [default: the training's, in multiples of 32]"
         ),
     ] = None,
+    opset: options.Opset = None,
     licence: options.Licence = None,
     json: options.Json = False,
 ) -> None:
@@ -279,7 +280,7 @@ def export(
     """
     from pocketformer.pipelines.detect_exports import export_detector
 
-    report = export_detector(checkpoint, out, size, data, licence)
+    report = export_detector(checkpoint, out, size, data, licence, opset)
     if json:
         options.print_json(report)
         return

@@ -75,16 +75,19 @@ def export(
         typer.Option(metavar="N", min=0, help="Seed of the splits. [default: that of the training, else 0]"),
     ] = None,
     workers: options.Workers = 2,
+    raw: options.Raw = False,
+    opset: options.Opset = None,
     licence: options.Licence = None,
     json: options.Json = False,
 ) -> None:
     """Write a trained network as a file for deployment.
 
     The fused graph for one image at a time: input `image` (1, 3, height, width), float32, RGB in 0 to 1 and
-    then normalised by `mean` and `std` of the folder's config.json (for a file of weights they are printed);
-    output `logits`. The file is run on real images and compared with PyTorch first: on a mismatch nothing is
-    written (exit code 1). For a lower precision, a float32 file is checked first; accuracy and latency are then
-    compared with that file's, and a file that loses more than --max-loss points is not written.
+    then normalised by `mean` and `std`, or bytes with --raw; output `logits`. Classes, mean, std, size and crop are
+    in the file and in a JSON beside it (docs/deployment.md). The file is run on real images and compared with PyTorch
+    first: on a mismatch nothing is written (exit code 1). For a lower precision, a float32 file is checked first;
+    accuracy and latency are then compared with that file's, and a file that loses more than --max-loss points is not
+    written.
 
     \b
     Examples:
@@ -100,6 +103,8 @@ def export(
     settings = ExportSettings(
         *(format, "int8" if int8 else precision, calibration, dynamic_batch, licence, options.size_of(size), max_loss),
         order=ClassOrder.parse(class_order),
+        raw=raw,
+        opset=opset,
     )
     report, compared = export_checkpoint(checkpoint, out, settings, architecture, data, seed, workers)
     if json:

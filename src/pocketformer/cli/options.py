@@ -156,6 +156,20 @@ GroupBy = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Of an ONNX file, 17 to 20: older runtimes read lower ones. [default: the lowest that is as fast, 17; of "
+        "int8 20]",
+    ),
+]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="A file that takes the bytes of an image, uint8 (1, height, width, 3), and normalises them."
+    ),
+]
 Licence = Annotated[
     str | None,
     typer.Option(

@@ -223,6 +223,8 @@ def export(
         str | None, typer.Option(metavar="FOLDER", help="Images to verify on. [default: random pixels]")
     ] = None,
     seed: options.Seed = 0,
+    raw: options.Raw = False,
+    opset: options.Opset = None,
     licence: options.Licence = None,
     json: options.Json = False,
 ) -> None:
@@ -239,7 +241,7 @@ def export(
     from pocketformer.cli.summary import exported
     from pocketformer.pipelines.segment_exports import export_segmenter
 
-    report = export_segmenter(checkpoint, out, format, size, data, seed, licence)
+    report = export_segmenter(checkpoint, out, format, size, data, seed, licence, raw, opset)
     if json:
         options.print_json(report.to_dict())
         return

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from pocketformer import files
-from pocketformer.deploy.facts import Facts, companion, facts_of, write_facts
-from pocketformer.deploy.formats import SUFFIXES, check_name, format_of, runtime_of
+from pocketformer.deploy.facts import FLOAT, RAW, Facts, companion, facts_of, write_facts
+from pocketformer.deploy.formats import SUFFIXES, WITHOUT_RAW, check_name, format_of, runtime_of
 from pocketformer.deploy.fuse import fuse
-from pocketformer.deploy.plain import by_itself, plain_network
+from pocketformer.deploy.plain import by_itself, plain, plain_network
+from pocketformer.deploy.raw import Raw, as_input, from_bytes, to_bytes
 from pocketformer.deploy.verify import Verification, check_images, fit_images, verify
 from pocketformer.errors import UserError, WorkError
 from pocketformer.runtimes.sessions import Sessions
@@ -60,9 +61,13 @@ def export(
     float32: str | os.PathLike | None = None,
     facts: Facts | None = None,
     accept: Callable[[Path], None] | None = None,
+    raw: bool = False,
+    opset: int | None = None,
 ) -> ExportReport:
     """Writes the deployed graph of `model` to `path`: for single images, or with `dynamic_batch` any number; and
-    beside it as JSON what a user of it must know: `facts`, without them what the network itself tells.
+    beside it as JSON what a user of it must know: `facts`, without them what the network itself tells. With `raw`, the
+    file takes uint8 (B, H, W, C) and normalises them itself. `opset`: of an ONNX file, by default the oldest that
+    costs no time.
 
     `images`: (N, in_chans, H, W), normalised as in training; the first 32 are run through the file on its own
     runtime and compared with `model` in evaluation mode. The file appears under its name only if all logits
@@ -72,18 +77,25 @@ def export(
     path that cannot be written, or does not end as the format's do, is a `UserError`. `model` is left as it was.
     Files are run in a process of their own: a crash there is a `WorkError` as well.
     """
-    chosen = exporter_of(format, precision)
+    chosen = exporter_of(format, precision, raw, opset)
     check_name(path, format)
     if (precision == "int8") != (calibration is not None):
         raise UserError("calibration images belong to int8, and int8 needs them")
     start = time.perf_counter()
     about = {"format": format, "precision": precision, "dynamic_batch": dynamic_batch}
-    facts = replace(facts or facts_of(model), **about)
+    layout, dtype = RAW if raw else FLOAT
+    facts = replace(facts or facts_of(model), **about, layout=layout, dtype=dtype)
     # Folding in a lower precision would lose some of it.
     fused = plain_network(fuse(plain_network(copy.deepcopy(model).cpu())))
     images = check_images(model, images)
     if calibration is not None:
         calibration = fit_images(model, calibration, "calibration")
+    if raw:  # of images that were no bytes, the nearest ones
+        scales = facts.mean, facts.std
+        fused, images = Raw(fused, *scales).eval(), from_bytes(to_bytes(images, *scales), *scales)
+        calibration = None if calibration is None else plain(to_bytes(calibration, *scales), torch.uint8)
+    given = as_input(facts, images[:1])
+    example, more = plain(given, given.dtype), {} if opset is None else {"opset": opset}
     try:
         with (
             tempfile.TemporaryDirectory(prefix="pocketformer-") as folder,
@@ -94,13 +106,14 @@ def export(
             temporary.unlink()  # some formats are folders
             if precision != "float32" and runtime_of(format) is not None:
                 full = Path(float32 or Path(folder) / f"float32{SUFFIXES[format]}")
-                chosen.write(fused, images[:1], full, "float32", None, dynamic_batch)
-                _verify(worker, format, model, full, images, "float32", dynamic_batch)
-            chosen.write(fused, images[:1], temporary, precision, calibration, dynamic_batch)
-            found = _verify(worker, format, model, temporary, images, precision, dynamic_batch)
+                before = replace(facts, precision="float32")
+                chosen.write(fused, example, full, "float32", None, dynamic_batch, before, **more)
+                _verify(worker, before, model, full, images)
+            chosen.write(fused, example, temporary, precision, calibration, dynamic_batch, facts, **more)
+            found = _verify(worker, facts, model, temporary, images)
+            write_facts(temporary, facts)
             if accept is not None:
                 accept(temporary)
-            write_facts(temporary, facts)
             details, size = chosen.describe(temporary), _bytes(temporary, chosen.COMPANION)
     except OSError as error:
         kind = WorkError if error.errno in _DISK else UserError
@@ -109,24 +122,22 @@ def export(
     return ExportReport(str(Path(path)), format, details, precision, dynamic_batch, found, size, seconds)
 
 
-def exporter_of(format: str, precision: str) -> ModuleType:
-    """The module of a format. Raises `UserError` if it cannot be had here, or not in that precision."""
+def exporter_of(format: str, precision: str, raw: bool = False, opset: int | None = None) -> ModuleType:
+    """The module of a format. Raises `UserError` if it cannot be had here, or not in that form."""
     chosen = format_of(format)
     if precision not in chosen.PRECISIONS:
         raise UserError(f"format {format} has no precision {precision!r}; it has {', '.join(chosen.PRECISIONS)}")
+    if raw and format in WITHOUT_RAW:
+        raise UserError(f"format {format} has no --raw: {WITHOUT_RAW[format]}")
+    if opset is not None and format != "onnx":
+        raise UserError(f"--opset belongs to format onnx, not to {format}")
+    if opset is not None and opset not in chosen.OPSETS:
+        raise UserError(f"--opset {opset} cannot be written; known: {', '.join(map(str, chosen.OPSETS))}")
     return chosen
 
 
-def _verify(
-    worker: Worker,
-    format: str,
-    model: nn.Module,
-    path: Path,
-    images: torch.Tensor,
-    precision: str,
-    dynamic_batch: bool,
-) -> Verification | None:
-    runtime_name = runtime_of(format)
+def _verify(worker: Worker, facts: Facts, model: nn.Module, path: Path, images: torch.Tensor) -> Verification | None:
+    runtime_name = runtime_of(facts.format)
     if runtime_name is None:
         return None
 
@@ -134,11 +145,12 @@ def _verify(
         sessions = Sessions(runtime_name, worker=worker)
         try:
             sessions.load("the file", path)
-            return sessions.run("the file", x, (1, 3) if dynamic_batch else (1,))
+            given = as_input(facts, torch.from_numpy(x)).numpy()
+            return sessions.run("the file", given, (1, 3) if facts.dynamic_batch else (1,))
         except (UserError, WorkError) as error:  # a file that cannot be loaded is ours here, not the user's
             raise WorkError(f"export refused: {error}") from None
 
-    return verify(model, run, images, precision)
+    return verify(model, run, images, facts.precision)
 
 
 def _bytes(path: Path, companion: str | None) -> int:

@@ -27,7 +27,7 @@ def open_all(
         for done, name in enumerate([name for name in order if name not in failed], 1):
             try:
                 shape = bench.load(name, files[name])
-                bench.run(name, np.zeros(shape, np.float32), (shape[0],))
+                bench.run(name, np.zeros(shape, bench.dtype(name)), (shape[0],))
             except (UserError, WorkError) as error:
                 failed[name], whole = error, False
                 bench.close()

@@ -123,8 +123,10 @@ class _Field:
         return size
 
     def _size_of_file(self, name: str, path: Path) -> tuple[int, int]:
-        shape = self.bench.load(name, path)
+        shape, raw = self.bench.load(name, path), self.bench.dtype(name) == "uint8"
         self.bench.drop([name])
+        if raw and len(shape) == 4:  # (N, height, width, 3)
+            shape = (shape[0], shape[3], *shape[1:3])
         if len(shape) != 4 or shape[1] != 3:
             raise UserError(f"{path} takes inputs of shape {shape}, not images (N, 3, height, width)")
         if shape[0] != self.batch:  # its milliseconds would be compared with those of another number of images

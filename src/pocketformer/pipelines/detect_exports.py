@@ -17,9 +17,9 @@ from pocketformer.dense.detection.detector import Detector
 from pocketformer.dense.detection.pictures import fitted, open_image, padded, to_input
 from pocketformer.dense.detection.places import find
 from pocketformer.dense.fused import FusedBackbone
-from pocketformer.deploy import check_name
+from pocketformer.deploy import check_name, exporter_of
 from pocketformer.deploy.facts import Facts, architecture_name, companion, write_facts
-from pocketformer.deploy.formats.onnx import OPSET, describe
+from pocketformer.deploy.formats.onnx import OPSET, describe, finish
 from pocketformer.deploy.plain import by_itself, plain, plain_network
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError, first_line
@@ -59,7 +59,12 @@ class FusedDetector(nn.Module):
 
 @by_itself()
 def export_detector(
-    checkpoint: str, out: Path, size: tuple[int, int] | None, source: str, licence: str | None = None
+    checkpoint: str,
+    out: Path,
+    size: tuple[int, int] | None,
+    source: str,
+    licence: str | None = None,
+    opset: int | None = None,
 ) -> dict:
     """Writes the whole detector, its backbone fused, as ONNX for single images of `size`.
 
@@ -69,16 +74,18 @@ def export_detector(
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the path of the file")
     check_name(out, "onnx")
+    exporter_of("onnx", "float32", opset=opset)
     files.check_target(out)
     trained = load_detector(Path(checkpoint))
     size = size or tuple(-(-side // 32) * 32 for side in trained.size)
     images = _images(trained, size, Path(source))
     with stage("export and verify"), files.whole(out, companion(out)) as temporary:
         fused = FusedDetector(trained.model, size)
-        whole = _convert(fused, images[:1])
+        whole = _convert(fused, images[:1], opset or OPSET)
         results_alone(whole, fused.results, temporary)
+        finish(temporary, facts := _facts(trained, size, fused.results, checkpoint, licence))
+        write_facts(temporary, facts)
         found = verify(trained.model, images, _ran(whole, temporary, images, fused))
-        write_facts(temporary, _facts(trained, size, fused.results, checkpoint, licence))
         details, count = describe(temporary), temporary.stat().st_size
     about = {"path": str(out), "format": "onnx", "details": details, "bytes": count}
     return {**about, "input": [1, 3, *size], "outputs": fused.results, "verified": asdict(found)}
@@ -119,14 +126,14 @@ def _images(trained: Trained, size: tuple[int, int], source: Path) -> torch.Tens
 
 
 @converting("PyTorch's ONNX exporter")
-def _convert(module: FusedDetector, example: torch.Tensor) -> onnx.ModelProto:
+def _convert(module: FusedDetector, example: torch.Tensor, opset: int) -> onnx.ModelProto:
     """By the exporter that traces: torchvision's heads are written for it, and the other one refuses boxes whose number
     depends on the image."""
     buffer = io.BytesIO()
     free = {name: {0: "objects"} for name in (*module.results, "class_logits", "box_deltas")}
     free["proposals"] = {0: "proposals"}
     given = {"input_names": ["image"], "output_names": module.names, "dynamic_axes": free}
-    torch.onnx.export(module, (example,), buffer, opset_version=OPSET, dynamo=False, **given)
+    torch.onnx.export(module, (example,), buffer, opset_version=opset, dynamo=False, **given)
     return onnx.load_from_string(buffer.getvalue())
 
 

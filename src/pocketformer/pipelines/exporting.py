@@ -10,6 +10,7 @@ import torch
 
 from pocketformer.architecture.design import Grid
 from pocketformer.deploy import SUFFIXES, ExportReport, check_name, export, exporter_of, runtime_of
+from pocketformer.deploy.raw import to_bytes
 from pocketformer.deploy.verify import MAX_IMAGES
 from pocketformer.devices.bench import Bench
 from pocketformer.devices.measure import paired_ratios
@@ -43,6 +44,8 @@ class ExportSettings:
     size: Grid | None = None  # of the images; None: the network's
     max_loss: float = MAX_LOSS
     order: ClassOrder | None = None  # in which a network that names no classes knows them
+    raw: bool = False  # takes the bytes of images
+    opset: int | None = None
 
 
 def export_checkpoint(
@@ -64,7 +67,7 @@ def export_checkpoint(
     "latency_ratio" to the float32 file}. A file that loses more than `max_loss` points is not put in its place:
     `WorkError`. If the comparison itself fails, it is said, and the file stays.
     """
-    exporter_of(settings.format, settings.precision)  # refused before anything is read
+    exporter_of(settings.format, settings.precision, settings.raw, settings.opset)  # refused before anything is read
     if out.is_dir() and out.suffix != SUFFIXES["coreml"]:
         raise UserError(f"--out {out} is a folder; give the path of the file")
     check_name(out, settings.format)
@@ -112,6 +115,8 @@ def export_checkpoint(
             dynamic_batch=settings.dynamic_batch,
             float32=float32,
             facts=classifier_facts(model, config, data_fingerprint(checkpoint), settings.licence),
+            raw=settings.raw,
+            opset=settings.opset,
             accept=accept if lower else None,
         )
     if settings.precision != "float32" and not lower:
@@ -159,5 +164,10 @@ def _compared(model: Network, runtime_name: str, files: dict[str, Path], images:
 
 def _accuracy(model: Network, sessions: Sessions, name: str, images: Split) -> dict:
     """On the search split, through a loaded file."""
-    run = lambda x: torch.from_numpy(sessions.run(name, x.numpy()))  # noqa: E731
-    return as_result(evaluate(run, images, model.resolution, 64, normalisation_of(model)), "search")
+    normalisation, raw = normalisation_of(model), sessions.dtype(name) == "uint8"
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        given = to_bytes(x, *normalisation) if raw else x
+        return torch.from_numpy(sessions.run(name, given.numpy()))
+
+    return as_result(evaluate(run, images, model.resolution, 64, normalisation), "search")

@@ -26,13 +26,15 @@ def export_segmenter(
     source: str | None,
     seed: int,
     licence: str | None = None,
+    raw: bool = False,
+    opset: int | None = None,
 ) -> ExportReport:
     """Writes backbone, neck and head, fused, for single images of `size` (that of the training's crops by default):
     input `image`, output `logits` (1, classes, H, W).
 
     Verified on crops of the source's images, or on random pixels; on a mismatch `WorkError`, and no file.
     """
-    exporter_of(format, "float32")  # refused before anything is read
+    exporter_of(format, "float32", raw, opset)  # refused before anything is read
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the path of the file")
     check_name(out, format)
@@ -41,7 +43,8 @@ def export_segmenter(
     model.backbone.network.set_input_size(size)
     images = _pixels(size, seed) if source is None else _crops(trained, size, source, seed)
     with stage("export and verify"):
-        return export(model, out, images, format, facts=_facts(trained, size, checkpoint, licence))
+        facts = _facts(trained, size, checkpoint, licence)
+        return export(model, out, images, format, facts=facts, raw=raw, opset=opset)
 
 
 def _facts(trained: Trained, size: tuple[int, int], checkpoint: str, licence: str | None) -> Facts:

@@ -44,13 +44,17 @@ _EXTRAS = {
 }
 
 
+DTYPES = ("float32", "uint8")  # of inputs
+
+
 class Session(Protocol):
     """A loaded model file."""
 
     shape: tuple[int, ...]  # of the input, batch included
+    dtype: str  # of the input, one of DTYPES
 
     def run(self, x: "np.ndarray") -> "np.ndarray":
-        """float32 input of `shape` to the float32 output."""
+        """Input of `shape` and `dtype` to the float32 output."""
         ...
 
     def prepare(self, x: "np.ndarray") -> "Callable[[], object]":
@@ -88,16 +92,16 @@ def check_device(module: ModuleType, device: str | None) -> str:
     return device
 
 
-def input_shape(path: "str | os.PathLike", inputs: "Sequence[tuple[bool, Sequence]]") -> tuple[int, ...]:
-    """The shape of a file's only input, with 1 for a number of images that is free.
+def input_of(path: "str | os.PathLike", inputs: "Sequence[tuple[str | None, Sequence]]") -> tuple[tuple[int, ...], str]:
+    """Shape and type of a file's only input, with 1 for a number of images that is free.
 
-    `inputs`: of each input, whether it is float32, and its sides (what is no positive number is free). Raises
-    `UserError` unless there is one, float32, in which at most the first side is free.
+    `inputs`: of each input, its type and its sides (what is no positive number is free). Raises `UserError` unless
+    there is one, float32 or uint8, in which at most the first side is free.
     """
-    shape = ()
-    for float32, sides in inputs:
+    shape, dtype = (), None
+    for dtype, sides in inputs:
         batch, *rest = [side if isinstance(side, int) and side > 0 else None for side in sides] or [None]
-        shape = (batch or 1, *rest) if float32 and rest and None not in rest else ()
+        shape = (batch or 1, *rest) if dtype in DTYPES and rest and None not in rest else ()
     if len(inputs) != 1 or not shape:
-        raise UserError(f"{path}: needs one float32 input of fixed size, as `export` writes it")
-    return shape
+        raise UserError(f"{path}: needs one float32 or uint8 input of fixed size, as `export` writes it")
+    return shape, dtype

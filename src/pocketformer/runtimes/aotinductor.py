@@ -10,7 +10,7 @@ import torch
 import torch._inductor
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 NAME, FORMAT, DEVICES = "aotinductor", "aotinductor", ("cpu",)
 
@@ -22,10 +22,11 @@ class Session:
         torch.set_num_threads(threads)
         try:
             self._module = torch._inductor.aoti_load_package(str(path))
-            sides = json.loads(self._module.get_metadata()["input"])
+            found = self._module.get_metadata()
+            given = found.get("dtype", "float32"), json.loads(found["input"])
         except Exception as error:  # RuntimeError, and KeyError for another's package
             raise UserError(f"AOTInductor cannot load {path}: {first_line(error)}") from None
-        self.shape = input_shape(path, [(True, sides)])  # ours alone say what they take, and that is float32
+        self.shape, self.dtype = input_of(path, [given])  # ours alone say what they take
 
     @torch.inference_mode()
     def run(self, x: np.ndarray) -> np.ndarray:

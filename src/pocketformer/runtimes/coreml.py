@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 if sys.platform != "darwin":
     raise ImportError("Core ML runs on macOS only")
@@ -28,7 +28,8 @@ class Session:
         except Exception as error:  # Core ML raises plain RuntimeError
             raise UserError(f"Core ML cannot load {path}: {first_line(error)}") from None
         arrays = [given.type.multiArrayType for given in found.input]
-        self.shape = input_shape(path, [(array.dataType == array.FLOAT32, tuple(array.shape)) for array in arrays])
+        given = [("float32" if a.dataType == a.FLOAT32 else None, tuple(a.shape)) for a in arrays]
+        self.shape, self.dtype = input_of(path, given)
         self._input, self._output = found.input[0].name, found.output[0].name
 
     def run(self, x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch  # before ExecuTorch's library, which needs torch's
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 try:  # by itself: the public name imports the whole converter, 5 to 10 s
     from executorch.extension.pybindings import _C as library
@@ -19,7 +19,7 @@ except ImportError:
 NAME, FORMAT, DEVICES = "executorch", "executorch", ("cpu",)
 # A constant in our files: whether they take any number of images.
 DYNAMIC = "dynamic_batch"
-_FLOAT32 = 6  # ScalarType's number
+_DTYPES = {0: "uint8", 6: "float32"}  # by ScalarType's number
 _threads: int | None = None  # of the process's only pool, once a session uses it
 
 
@@ -38,8 +38,8 @@ class Session:
             dynamic = DYNAMIC in names and bool(self._module.run_method(DYNAMIC, ())[0])
         except Exception as error:  # the library raises RuntimeError for all
             raise UserError(f"ExecuTorch cannot load {path}: damaged or incomplete ({first_line(error)})") from None
-        inputs = [(given.dtype() == _FLOAT32, tuple(given.sizes())) for given in found]
-        shape = input_shape(path, inputs)
+        inputs = [(_DTYPES.get(given.dtype()), tuple(given.sizes())) for given in found]
+        shape, self.dtype = input_of(path, inputs)
         self.shape = (1, *shape[1:]) if dynamic else shape
 
     def run(self, x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 NAME, FORMAT, DEVICES = "litert", "litert", ("cpu",)
 
@@ -25,8 +25,8 @@ class Session:
         except Exception as error:  # LiteRT raises ValueError and RuntimeError
             raise UserError(f"LiteRT cannot load {path}: {first_line(error)}") from None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        described = [(given["dtype"] == np.float32, given["shape_signature"].tolist()) for given in inputs]
-        self.shape = input_shape(path, described)
+        described = [(np.dtype(given["dtype"]).name, given["shape_signature"].tolist()) for given in inputs]
+        self.shape, self.dtype = input_of(path, described)
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
 
     def run(self, x: np.ndarray) -> np.ndarray:

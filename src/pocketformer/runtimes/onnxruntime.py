@@ -8,9 +8,10 @@ import numpy as np
 import onnxruntime
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 NAME, FORMAT, DEVICES = "onnxruntime", "onnx", ("cpu", "cuda")
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -33,7 +34,7 @@ class Session:
         if _PROVIDERS[device] not in self._session.get_providers():  # it goes on with the processor, and says nothing
             raise UserError("ONNX Runtime cannot use CUDA here: a library or the GPU is missing")
         inputs = self._session.get_inputs()
-        self.shape = input_shape(path, [(given.type == "tensor(float)", given.shape) for given in inputs])
+        self.shape, self.dtype = input_of(path, [(_DTYPES.get(given.type), given.shape) for given in inputs])
         self._name, self._output, self._device = inputs[0].name, self._session.get_outputs()[0].name, device
 
     def run(self, x: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ import numpy as np
 import openvino
 
 from pocketformer.errors import UserError
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 NAME, FORMAT, DEVICES = "openvino", "openvino", ("cpu",)
 # Where an IR says in which precision it is to be computed; written by the exporter.
 PRECISION_INFO = ["pocketformer", "precision"]
+_DTYPES = {"f32": "float32", "u8": "uint8"}
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32"}  # int8: of what is not quantised
 
 
@@ -37,7 +38,7 @@ class Session:
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
             raise UserError(f"OpenVINO cannot load {path}: {_reason(error)}") from None
-        self.shape = input_shape(path, [_described(given) for given in self._compiled.inputs])
+        self.shape, self.dtype = input_of(path, [_described(given) for given in self._compiled.inputs])
         self._request = self._compiled.create_infer_request()
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -49,10 +50,10 @@ class Session:
         return self._request.infer
 
 
-def _described(given: openvino.ConstOutput) -> tuple[bool, list[int | None]]:
+def _described(given: openvino.ConstOutput) -> tuple[str | None, list[int | None]]:
     shape = given.partial_shape
     sides = [] if shape.rank.is_dynamic else [None if side.is_dynamic else side.get_length() for side in shape]
-    return given.element_type == openvino.Type.f32, sides
+    return _DTYPES.get(given.element_type.get_type_name()), sides
 
 
 def _reason(error: Exception) -> str:

@@ -30,6 +30,10 @@ class Sessions:
         what = f"{self.runtime} crashed while it loaded {name}"
         return self.worker.call(_load, name, Path(path), *self._settings, what=what)
 
+    def dtype(self, name: str) -> str:
+        """Of the input of a loaded file: float32, or uint8."""
+        return self.worker.call(_dtype, name, what="asking a session")
+
     def drop(self, names: Sequence[str]) -> None:
         self.worker.call(_drop, list(names), what="closing sessions")
 
@@ -57,6 +61,10 @@ def _load(name: str, path: Path, runtime_name: str, threads: int, device: str) -
     return tuple(_loaded[name].shape)
 
 
+def _dtype(name: str) -> str:
+    return _loaded[name].dtype
+
+
 def _drop(names: list[str]) -> None:
     for name in names:
         _calls.pop(name, None)
@@ -82,8 +90,12 @@ def prepared(name: str) -> Callable[[], object]:
     import numpy as np
 
     if name not in _calls:
-        session = _loaded[name]
-        _calls[name] = session.prepare(np.random.default_rng(0).standard_normal(session.shape, dtype=np.float32))
+        session, random = _loaded[name], np.random.default_rng(0)
+        if session.dtype == "uint8":
+            x = random.integers(0, 256, session.shape, dtype=np.uint8)
+        else:
+            x = random.standard_normal(session.shape, dtype=np.float32)
+        _calls[name] = session.prepare(x)
     try:
         _calls[name]()
     except Exception as error:

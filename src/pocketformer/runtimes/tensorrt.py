@@ -9,7 +9,7 @@ import tensorrt as trt
 import torch
 
 from pocketformer.errors import UserError
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 NAME, FORMAT, DEVICES = "tensorrt", "tensorrt", ("cuda",)
 
@@ -41,7 +41,8 @@ class Session:
         self._stream = torch.cuda.Stream()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        self.shape = input_shape(path, [self._described(name) for name in inputs])
+        described = [self._described(name) for name in inputs]
+        self.shape, self.dtype = input_of(path, [("float32" if ok else None, sides) for ok, sides in described])
         self._buffers = {}
         for name in names:
             mode, (float32, sides) = self._engine.get_tensor_mode(name), self._described(name)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pocketformer.errors import UserError, first_line
-from pocketformer.runtimes import input_shape
+from pocketformer.runtimes import input_of
 
 NAME, FORMAT, DEVICES = "torch", "torch", ("cpu", "cuda")
 
@@ -18,7 +18,8 @@ class Session:
     def __init__(self, path: str | os.PathLike, threads: int, device: str):
         program = load_program(path, device)
         torch.set_num_threads(threads)
-        self.shape, self.device = input_shape(path, _described(program)), device
+        self.shape, self.dtype = input_of(path, _described(program))
+        self.device = device
         self.module = program.module(check_guards=False)  # `run` is given what `shape` says
 
     @torch.inference_mode()
@@ -57,10 +58,10 @@ def load_program(path: str | os.PathLike, device: str) -> torch.export.ExportedP
     return program
 
 
-def _described(program: torch.export.ExportedProgram) -> list[tuple[bool, torch.Size]]:
+def _described(program: torch.export.ExportedProgram) -> list[tuple[str, torch.Size]]:
     names = program.graph_signature.user_inputs
     values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
-    return [(getattr(value, "dtype", None) == torch.float32, getattr(value, "shape", ())) for value in values]
+    return [(str(getattr(v, "dtype", "")).removeprefix("torch."), getattr(v, "shape", ())) for v in values]
 
 
 def load(path: str | os.PathLike, threads: int = 1, device: str = "cpu") -> Session:

@@ -2,8 +2,9 @@
 
 A format's module has `NAME`; `COMPANION`, the suffix of a second file or None; `PRECISIONS`;
 `write_quick(module, example, path)`, which writes a fused module for inputs of exactly the example's shape, as
-latency tables time it; `write(module, example, path, precision, calibration, dynamic_batch)`, for shipping; and
-`describe(path)`, what to say of a file. Both writers take `module` in evaluation mode, leave it as it is, and
+latency tables time it; `write(module, example, path, precision, calibration, dynamic_batch, facts)`, for shipping;
+`describe(path)`, what to say of a file; and, where a file has a place for them, `read_metadata(path)`, the `facts` as
+texts. Both writers take `module` in evaluation mode, leave it as it is, and
 raise `WorkError` for what the converter rejects (`deploy.quiet.converting`).
 """
 
@@ -27,6 +28,8 @@ SUFFIXES = {
     "aotinductor": ".aoti.pt2",
 }
 FORMATS = tuple(SUFFIXES)
+# Those that cannot take the bytes of an image, and why.
+WITHOUT_RAW = {"coreml": "Core ML has no arrays of bytes", "tensorrt": "its engines here take float32 alone"}
 
 
 def format_of(name: str) -> ModuleType:

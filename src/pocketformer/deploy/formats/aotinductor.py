@@ -11,8 +11,10 @@ import torch
 import torch._inductor
 from torch import nn
 
-from pocketformer.deploy.formats.torch import exported
+from pocketformer.deploy.facts import Facts
+from pocketformer.deploy.formats.torch import FACTS, archived, exported
 from pocketformer.deploy.quiet import converting
+from pocketformer.errors import UserError
 from pocketformer.runtimes.torch_compile import need_compiler
 
 NAME, COMPANION = "aotinductor", None
@@ -32,14 +34,26 @@ def write(
     precision: str = "float32",
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
+    facts: Facts | None = None,
 ) -> None:
     """Takes from 10 s for a tiny network to minutes. Raises `UserError` without a C++ compiler."""
     need_compiler()
     program = exported(module, example, dynamic_batch)
     batch = 0 if dynamic_batch else len(example)  # the package itself does not say what it takes
-    metadata = {"input": json.dumps([batch, *example.shape[1:]]), "version": torch.__version__}
+    given = {"input": json.dumps([batch, *example.shape[1:]]), "dtype": str(example.dtype).removeprefix("torch.")}
+    metadata = {**given, "version": torch.__version__}
+    if facts is not None:
+        metadata[FACTS] = json.dumps(facts.metadata())
     options = {"aot_inductor.metadata": metadata}
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Without loading the package, which is machine code. Raises `UserError` for what is no archive."""
+    try:
+        return json.loads(archived(path, "wrapper_metadata.json").get(FACTS, "{}"))
+    except ValueError:
+        raise UserError(f"{path}: its metadata are damaged") from None
 
 
 def describe(path: Path) -> str:

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from pocketformer.deploy.facts import Facts
 from pocketformer.deploy.formats import runtime_of
 from pocketformer.deploy.quiet import converting, quiet
-from pocketformer.errors import UserError, WorkError
+from pocketformer.errors import UserError, WorkError, first_line
 
 with quiet():  # it warns of each package that is newer than it knows
     import coremltools as ct
@@ -32,6 +33,7 @@ def write(
     precision: str = "float32",
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
+    facts: Facts | None = None,
 ) -> None:
     """For single images; input (1, C, H, W) and logits are float32."""
     if dynamic_batch:
@@ -46,9 +48,28 @@ def write(
         compute_precision=_COMPUTED[precision],
         skip_model_load=True,  # loading is the runtime's
     )
+    if facts is not None:
+        _describe_in(converted, facts)
     converted.save(str(path))
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # for another runtime
     _check(path, example)
+
+
+def _describe_in(model: ct.models.MLModel, facts: Facts) -> None:
+    model.user_defined_metadata.update(facts.metadata())
+    count = "" if facts.classes is None else f", {len(facts.classes)} classes"
+    model.short_description = f"{facts.task.capitalize()} by {facts.architecture}{count}"
+    model.version = facts.pocketformer
+    if facts.licence is not None:
+        model.license = facts.licence
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Raises `UserError` for what is no package."""
+    try:
+        return dict(load(path)[0].description.metadata.userDefined)
+    except Exception as error:  # the library raises many
+        raise UserError(f"{path} is no Core ML package ({first_line(error)})") from None
 
 
 def load(path: Path):

@@ -1,5 +1,6 @@
 """ExecuTorch programs (.pte) for its XNNPACK delegate."""
 
+import json
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -9,12 +10,15 @@ import executorch  # noqa: F401 (only whether it is there: the converter takes s
 import torch
 from torch import nn
 
+from pocketformer.deploy.facts import Facts
 from pocketformer.deploy.quiet import converting, quiet
+from pocketformer.errors import UserError, first_line
 from pocketformer.runtimes import import_part
 from pocketformer.runtimes.executorch import DYNAMIC
 
 NAME, COMPANION = "executorch", None
 PRECISIONS = ("float32", "int8")  # in float16 the delegate has no GELU
+FACTS = "facts"  # the constant method that returns them
 MAX_BATCH = 64  # memory is planned for the largest one
 
 
@@ -31,6 +35,7 @@ def write(
     precision: str = "float32",
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
+    facts: Facts | None = None,
 ) -> None:
     """With `dynamic_batch` for up to `MAX_BATCH` images at once; the delegate then gets it in pieces and is slower.
 
@@ -41,19 +46,20 @@ def write(
         example, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch", max=MAX_BATCH)},)
     if precision == "int8":
         module = _quantised(module, example, calibration, shapes)
-    program = _lowered(torch.export.export(module, (example,), dynamic_shapes=shapes), dynamic_batch)
+    constants = {DYNAMIC: dynamic_batch} | ({} if facts is None else {FACTS: json.dumps(facts.metadata())})
+    program = _lowered(torch.export.export(module, (example,), dynamic_shapes=shapes), constants)
     with open(path, "wb") as file:
         program.write_to_file(file)
 
 
-def _lowered(program: torch.export.ExportedProgram, dynamic_batch: bool):
+def _lowered(program: torch.export.ExportedProgram, constants: dict):
     exir = _part("executorch.exir")
     partitioner = _part("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     lowered = exir.to_edge_transform_and_lower(
         program,
         transform_passes=[_delegable()],
         partitioner=[partitioner.XnnpackPartitioner()],
-        constant_methods={DYNAMIC: dynamic_batch},
+        constant_methods=constants,
     )
     return lowered.to_executorch()
 
@@ -104,6 +110,19 @@ def _quantised(module: nn.Module, example: torch.Tensor, calibration: torch.Tens
 
 def _part(name: str) -> ModuleType:
     return import_part(name, f"format {NAME}")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Raises `UserError` for what is no program."""
+    try:
+        with quiet():
+            program = _part("executorch.exir._serialize._program").deserialize_pte_binary(path.read_bytes()).program
+        plan = next((plan for plan in program.execution_plan if plan.name == FACTS), None)
+        return {} if plan is None else json.loads(plan.values[plan.outputs[0]].val.string_val)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the parser meets
+        raise UserError(f"{path} is no ExecuTorch program ({first_line(error)})") from None
 
 
 def describe(path: Path) -> str:

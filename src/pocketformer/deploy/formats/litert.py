@@ -1,5 +1,6 @@
 """LiteRT (formerly TensorFlow Lite) files, by litert-torch; lower precisions by ai-edge-quantizer."""
 
+import json
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,11 +10,13 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from pocketformer.deploy.channels_last import channels_last
+from pocketformer.deploy.facts import Facts
 from pocketformer.deploy.quiet import converting
-from pocketformer.errors import UserError
+from pocketformer.errors import UserError, first_line
 from pocketformer.runtimes import import_part
 
 NAME, COMPANION = "litert", None
+FACTS = "pocketformer"  # the name of the metadata
 # float16: how weights are stored. Where there is no such arithmetic, they are computed with in float32.
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -49,6 +52,7 @@ def write(
     precision: str = "float32",
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
+    facts: Facts | None = None,
 ) -> None:
     """For single images; input (1, C, H, W) and logits stay float32 in every precision.
 
@@ -61,7 +65,30 @@ def write(
     data = converter.convert(named, sample_kwargs={"image": example}).model_content()
     if precision != "float32":
         data = _quantised(data, precision, calibration)
-    path.write_bytes(data)
+    path.write_bytes(data if facts is None else _with_facts(data, facts))
+
+
+def _with_facts(data: bytes, facts: Facts) -> bytes:
+    """With the facts as one entry of the model's metadata, JSON."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(data))
+    entry, held = schema.MetadataT(), schema.BufferT()
+    entry.name, entry.buffer = FACTS, len(model.buffers)
+    held.data = list(json.dumps(facts.metadata()).encode())
+    model.buffers.append(held)
+    model.metadata = [*(model.metadata or []), entry]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Raises `UserError` for what is no LiteRT file."""
+    try:
+        model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+        entry = next((e for e in model.metadata or [] if e.name.decode() == FACTS), None)
+        return {} if entry is None else json.loads(bytes(model.buffers[entry.buffer].data).decode())
+    except Exception as error:  # whatever the parser meets
+        raise UserError(f"{path} is no LiteRT file ({first_line(error)})") from None
 
 
 def _quantised(data: bytes, precision: str, calibration: torch.Tensor | None) -> bytes:

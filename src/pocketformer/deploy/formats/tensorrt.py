@@ -8,6 +8,7 @@ import tensorrt as trt
 import torch
 from torch import nn
 
+from pocketformer.deploy.facts import Facts
 from pocketformer.deploy.formats import onnx
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError, WorkError
@@ -33,7 +34,7 @@ def write_quick(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     """Through ONNX by the quicker exporter."""
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
         between = Path(folder) / "model.onnx"
-        onnx.write_quick(module, example, between)
+        onnx.write_quick(module, example, between, onnx.NEWEST)
         path.write_bytes(_engine(between))
 
 
@@ -45,13 +46,15 @@ def write(
     precision: str = "float32",
     calibration: torch.Tensor | None = None,
     dynamic_batch: bool = False,
+    facts: Facts | None = None,
 ) -> None:
     """For single images. float32 is meant: without TF32, which drops 13 of its 23 bits before products."""
     if dynamic_batch:
         raise UserError("format tensorrt is for single images: it has no dynamic batch")
     with tempfile.TemporaryDirectory(prefix="pocketformer-") as folder:
         between = Path(folder) / "model.onnx"
-        onnx.write(_Half(module).eval() if precision == "float16" else module, example, between)
+        lowered = _Half(module).eval() if precision == "float16" else module
+        onnx.write(lowered, example, between, opset=onnx.NEWEST)
         path.write_bytes(_engine(between))
 
 
