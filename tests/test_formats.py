@@ -37,6 +37,12 @@ def place(tmp_path_factory) -> Path:
     return open_place(tmp_path_factory.mktemp("formats"))
 
 
+@pytest.fixture(autouse=True)
+def one_session(monkeypatch):
+    """How fast a file is, is not tested here: of each session, most of the time goes into starting its process."""
+    monkeypatch.setattr(exporting, "_SESSIONS", 1)
+
+
 def needs(format: str) -> None:
     if format in PARTS:
         pytest.importorskip(PARTS[format])
