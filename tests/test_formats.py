@@ -24,7 +24,7 @@ FLOAT32, BOTH, ANY = (), ("--int8", "--dynamic-batch"), ("--dynamic-batch",)
 CELLS = [
     *(("onnx", options) for options in (FLOAT32, BOTH)),
     *(("openvino", options) for options in (FLOAT32, BOTH)),
-    *(("executorch", options) for options in (FLOAT32, BOTH)),
+    *(("executorch", options) for options in ((FLOAT32, ANY, BOTH) if SLOW else (FLOAT32, ANY))),  # BOTH: 50 s
     *(("litert", options) for options in (FLOAT32, ("--int8",))),
     *(("coreml", options) for options in (FLOAT32, ("--precision", "float16"))),
     *(("torch", options) for options in (FLOAT32, ANY)),
