@@ -242,7 +242,7 @@ def test_whatever_part_of_an_export_is_wrong_it_is_found(spoil, what, trained, e
 
 
 def test_a_wrong_export_is_refused(trained, exported, place, run, tmp_path, monkeypatch):
-    def convert_wrong(module, example) -> onnx.ModelProto:
+    def convert_wrong(module, example, opset) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(exported[2])
         softmax_is_another(model.graph)

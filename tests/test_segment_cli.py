@@ -98,9 +98,12 @@ def test_an_exported_file_computes_the_same(learned, tmp_path, cli, format):
     assert {name: facts[name] for name in ("task", "classes", "mean", "std")}.items() <= config.items()
     assert (facts["size"], facts["shape"], facts["format"]) == ([70, 90], [1, 3, 70, 90], format)
     assert facts["fingerprint"] == read_config(learned / "run")["facts"]["data_fingerprint"]
+    if format == "coreml" and sys.platform != "darwin":
+        assert report["verified"] is None  # it runs on macOS only
+        return
     assert report["verified"]["images"] == 4
     assert report["verified"]["max_difference"] < 1e-3 * report["verified"]["logits_std"]
-    if format == "openvino":
+    if format != "onnx":
         return
     x = torch.randn(1, 3, 70, 90)
     with torch.no_grad():

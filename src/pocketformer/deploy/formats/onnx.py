@@ -170,6 +170,5 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def describe(path: Path) -> str:
-    """The opset and the IR version."""
-    model = onnx.load(str(path), load_external_data=False)
-    return f"ONNX opset {_opset(model)}, IR version {model.ir_version}"
+    """The opset."""
+    return f"ONNX opset {_opset(onnx.load(str(path), load_external_data=False))}"
