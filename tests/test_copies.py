@@ -42,7 +42,8 @@ def sides(root: Path, data: Data) -> dict[str, set[str]]:
 
 
 def told(data: Data, *words: str) -> None:
-    assert any(all(word in note for word in words) for note in data.notes), data.notes
+    said = (*data.notes, *data.warnings)
+    assert any(all(word in line for word in words) for line in said), said
 
 
 @pytest.mark.parametrize("stream", [False, True])

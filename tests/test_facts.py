@@ -71,6 +71,8 @@ def test_every_fact_is_that_of_the_training(place, exported):
         "precision": "float32",
         "licence": "CC BY 4.0",
         "fingerprint": read_config(place / "network")["facts"]["data_fingerprint"],
+        "seed": 0,
+        "group_by": None,
         "depth": None,
         "pocketformer": version("pocketformer"),
     }

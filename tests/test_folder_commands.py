@@ -95,3 +95,69 @@ def test_doubtful_folders_are_refused_before_anything_is_written(network, tmp_pa
         tiny = ("--architecture", network, "--epochs", 1, "--out", tmp_path / "run")
         cli("train", *tiny, "--data", tmp_path / name).fails(2, word, alone=True)
         assert not (tmp_path / "run").exists()
+
+
+def raws(root: Path) -> None:
+    """As cameras write them beside their JPEGs; Pillow opens such a file as its preview."""
+    for name in ("0.NEF", "1.dng", "2.cr2"):
+        shutil.copy(root / "a" / "0.png", root / "a" / name)
+
+
+@pytest.mark.parametrize(
+    ("folders", "change", "code", "words"),
+    [
+        ("a b", raws, 0, ["passed over: 1 .cr2 file, 1 .dng file, 1 .nef file", "images: 3 in fit, 3 in search, 2 in"]),
+        (
+            "train/a_b train/c val/a\u200b\u00a0b val/C",
+            None,
+            0,
+            ["classes of val/ that are written otherwise: C (c)"],
+        ),
+        ("train/a train/b", lambda root: shutil.copytree(root / "train", root / "val"), 2, ["8 images are left out"]),
+        (
+            "a b",
+            lambda root: [p.rename(p.with_suffix(".npy")) for p in root.glob("b/*")],
+            2,
+            ["b (4 .npy files,"],
+        ),
+        (
+            "a b",
+            lambda root: shutil.copy(root / "a/0.png", root / "b/9.png"),
+            0,
+            ["\nwarning: copies of one image"],
+        ),
+        ("a b", lambda root: [p.write_bytes(b"?") for p in root.rglob("*.*")], 2, ["; convert them (docs/images.md)"]),
+    ],
+)
+def test_what_else_lies_in_folders(network, tmp_path, cli, folders, change, code, words):
+    root = tmp_path / "data"
+    for name in folders.split(" "):
+        fill(root, "x")
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / "x").rename(root / name)
+    if change:
+        change(root)
+    tiny = ("--architecture", network, "--epochs", 1, "--batch-size", 8, "--workers", 0)
+    said = cli("train", *tiny, "--data", root, "--out", tmp_path / "run")
+    assert said.code == code, said.err
+    for word in words:
+        assert word in said.err
+
+
+def test_a_run_among_its_images_is_no_class(network, tmp_path, cli):
+    root = tmp_path / "data"
+    fill(root, "a b")
+    given = ("--architecture", network, "--epochs", 1, "--batch-size", 8, "--workers", 0, "--data", root)
+    cli("train", *given, "--out", root / "runs" / "one").succeeds()
+    for name in ("one", "two"):  # resumed, and beside it
+        said = cli("train", *given, "--out", root / "runs" / name).succeeds()
+        assert "passed over: 1 folder of a run" in said.err
+        assert "2 classes: a, b; images: 3 in fit, 3 in search, 2 in test" in said.err
+    new = tmp_path / "new"
+    fill(new, "a")
+    for name in ("b", "unknown"):  # to be filled one day
+        (new / name).mkdir()
+    said = cli("evaluate", "--checkpoint", root / "runs" / "one", "--data", new).succeeds()
+    assert "note: no images of b in" in said.err
+    assert "of 4 images" in said.out
+    cli("train", *given[:-1], "", "--out", tmp_path / "run").fails(2, "the name of the images is empty", alone=True)

@@ -54,14 +54,15 @@ def test_a_thousand_classes_stay_a_short_text():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A network trained on `data/CLASS`, of which seed 3 set a tenth aside, and its exported file."""
+    """A network trained on `data/CLASS`, of which seed 3 set a tenth aside, by groups, and its exported file."""
     folder = tmp_path_factory.mktemp("judging")
     write_images(folder / "data", 96)
     (folder / "space.yaml").write_text(TINY)
     from pocketformer import SearchSpace
 
     SearchSpace.load(folder / "space.yaml").largest.save(folder / "tiny.json")
-    given = ["--epochs", 4, "--batch-size", 16, "--seed", 3, "--workers", 0, "--out", folder / "run"]
+    groups = ["--group-by", r"(\d)[0-4]\.|(\d)[5-9]\."]
+    given = [*groups, "--epochs", 4, "--batch-size", 16, "--seed", 3, "--workers", 0, "--out", folder / "run"]
     ask("train", "--architecture", folder / "tiny.json", "--data", folder / "data", *given).succeeds()
     out = folder / "run" / "exported" / "model.onnx"
     ask("export", "--checkpoint", folder / "run", "--data", folder / "data", "--seed", 3, "--out", out).succeeds()
@@ -139,10 +140,13 @@ def test_an_exported_file_is_judged_anywhere(place, tmp_path):
     moved = shutil.copy(file, tmp_path / "moved.onnx")
     shutil.copy(f"{file}.json", tmp_path / "moved.onnx.json")
     assert ask("evaluate", "--checkpoint", moved, *asked).json() == inside
-    again = ask("evaluate", "--checkpoint", moved, "--data", place / "data", "--seed", 3, "--workers", 0, "--json")
+    again = ask("evaluate", "--checkpoint", moved, "--data", place / "data", "--workers", 0, "--json")
     trained = json.loads((place / "run" / "results.json").read_text())["test"]
     assert again.json()["confusion"] == trained["confusion"]  # its facts know the images of the training again
-    assert "must be the training's" in again.err
+    assert "must be the training's" not in again.err
+    assert "images are 20 groups" in again.err  # else it would be judged on groups that it learned from
+    other = ask("evaluate", "--checkpoint", moved, "--data", place / "data", "--workers", 0, "--seed", 4).succeeds()
+    assert "warning: this network was trained with another --seed" in other.err
     bare = tmp_path / "bare.onnx"
     strip(file, bare)
     ask("evaluate", "--checkpoint", bare, *asked).fails(2, "bare.onnx.json", "--checkpoint RUN --file", alone=True)

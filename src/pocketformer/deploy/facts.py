@@ -28,8 +28,8 @@ class Facts:
     `stored_size`, cut to that, and its middle `size` is taken; "fit": resized to fit into `size`, its shape kept,
     and padded below and on the right with the mean; "any": `size` px of an image, at the scale of the training.
     `first_label`: the label of the first class. `licence`: of the weights, None where nobody stated it.
-    `fingerprint`: of the images that the training saw. `depth`: how its images of more than 8 bits became bytes
-    (`training.depths`), None where it had none.
+    `fingerprint`: of the images that the training saw; `seed` and `group_by` split them. `depth`: how its images of
+    more than 8 bits became bytes (`training.depths`), None where it had none.
     """
 
     task: str
@@ -51,6 +51,8 @@ class Facts:
     precision: str = "float32"
     licence: str | None = None
     fingerprint: str | None = None
+    seed: int | None = None
+    group_by: str | None = None
     depth: dict | None = None
     pocketformer: str = version("pocketformer")
 
@@ -143,7 +145,8 @@ _FITS = {
         ("task", "architecture", "framing", "interpolation", "input", "layout", "dtype", "format", "precision"),
         lambda value: isinstance(value, str),
     ),
-    **dict.fromkeys(("licence", "fingerprint"), lambda value: value is None or isinstance(value, str)),
+    "seed": lambda value: value is None or (isinstance(value, int) and value >= 0),
+    **dict.fromkeys(("licence", "fingerprint", "group_by"), lambda value: value is None or isinstance(value, str)),
 }
 
 

@@ -40,7 +40,7 @@ class Classifier:
     forward: Callable[[torch.Tensor], torch.Tensor]
     weights: Path
     depth: Depth = UNKNOWN  # of images of more than 8 bits
-    fingerprint: str | None = None  # of the images it was trained on, where its file says so
+    facts: Facts | None = None  # of its file
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes), on the processor."""
@@ -97,7 +97,7 @@ def open_classifier(
         normalisation = OURS if facts.raw else Normalisation(tuple(facts.mean), tuple(facts.std))
         sizes = tuple(facts.size), tuple(facts.stored_size or facts.size)
         depth = Depth.of_record({"depth": facts.depth}) if facts.depth else _depth_of(folder)
-        about = exported, depth, facts.fingerprint
+        about = exported, depth, facts
         yield Classifier(path, runtime_name, classes, count, *sizes, normalisation, forward, *about)
 
 
@@ -142,7 +142,7 @@ def _facts_of(exported: Path, folder: Path) -> Facts:
                 f"{exported} says nothing of its classes and images: put {facts_path(exported).name}, which `export` "
                 f"wrote with it, beside it, or name the run that it came from: --checkpoint RUN --file {exported}"
             )
-        found = classifier_facts(*load_trained(folder, None), None)
+        found = classifier_facts(*load_trained(folder, None), {})
     if found.task != "classification":
         raise UserError(f"{exported} is a file for {found.task}, not of a classifier")
     return found

@@ -274,7 +274,9 @@ def _exported(chain: Chain, model: Network, folder: Path, table: LatencyTable) -
 
 
 def _facts(chain: Chain, model: Network, folder: Path) -> Facts:
-    return classifier_facts(model, files.read_json(folder / "config.json"), chain.data.fingerprint)
+    data, settings = chain.data, chain.settings
+    learned = {"fingerprint": data.fingerprint, "seed": settings.seed, "group_by": settings.group_by}
+    return classifier_facts(model, files.read_json(folder / "config.json"), learned)
 
 
 def _trained(

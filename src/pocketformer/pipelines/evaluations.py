@@ -56,16 +56,20 @@ def _images(network: Classifier, source: str, seed: int | None, bad_images: str,
     was trained on these very images, and no folders split them, those that its training set aside."""
     data = open_labelled_images(source, network.classes, network.stored_size, bad_images, workers, network.depth)
     known = learned_from(network.weights)
-    fingerprints = {network.fingerprint, *((known[0]["fingerprint"],) if known else ())}
+    facts = network.facts
+    fingerprints = {facts and facts.fingerprint, known and known[0]["fingerprint"]}
     listed = known[0].get("listed", {}).get("fingerprint") if known else None
     if data.fingerprint in fingerprints or (listed and listed == data.listed.get("fingerprint")):
-        own, groups = (known[1], run_above(network.weights)["settings"].get("group_by")) if known else (0, None)
-        seed = own if seed is None else seed
-        by = "" if known else f" by --seed {seed}: it must be the training's"
+        if known:
+            own, groups = known[1], run_above(network.weights)["settings"].get("group_by")
+        else:
+            own, groups = facts.seed, facts.group_by
+        by = f" by --seed {seed or 0}: it must be the training's" if own is None else ""
+        seed = (own or 0) if seed is None else seed
         say(f"note: the network was trained on these images: it is judged on the test split that was set aside{by}")
         how = {"uses_search": False, "group_by": groups, "depth": network.depth}
         data = open_images(source, network.stored_size, seed, bad_images, workers, **how)
-        if known and split_otherwise(known[0], data)[1]:
+        if (known and split_otherwise(known[0], data)[1]) or (own not in (None, seed) and not known):
             say("warning: this network was trained with another --seed, on some of the images it is tested on here")
         return data
     seen = count_learned(run_folder(network.weights), data)

@@ -18,7 +18,7 @@ from pocketformer.errors import UserError, WorkError
 from pocketformer.models import Network
 from pocketformer.pipelines.calibration import calibration_images
 from pocketformer.pipelines.export_images import Images, images_of
-from pocketformer.pipelines.facts import classifier_facts, data_fingerprint
+from pocketformer.pipelines.facts import classifier_facts, data_facts
 from pocketformer.pipelines.images import say_unreadable
 from pocketformer.pipelines.networks import as_result
 from pocketformer.pipelines.samples import sample
@@ -114,7 +114,7 @@ def export_checkpoint(
             calibration=calibration,
             dynamic_batch=settings.dynamic_batch,
             float32=float32,
-            facts=classifier_facts(model, config, data_fingerprint(checkpoint), settings.licence),
+            facts=classifier_facts(model, config, data_facts(checkpoint), settings.licence),
             raw=settings.raw,
             opset=settings.opset,
             accept=accept if lower else None,

@@ -12,9 +12,10 @@ from pocketformer.training.pixels import Normalisation
 
 
 def classifier_facts(
-    model: Network, config: Mapping[str, Any], fingerprint: str | None, licence: str | None = None
+    model: Network, config: Mapping[str, Any], learned: Mapping[str, Any], licence: str | None = None
 ) -> Facts:
-    """`config`: what `load_trained` gave beside the network. Without `licence`, the one that it states, if any."""
+    """`config`: what `load_trained` gave beside the network; `learned`: what `data_facts` gives. Without `licence`, the
+    one that it states, if any."""
     stored = config["data"].get("stored_size", model.resolution)
     stated = (config.get("pretrained_cfg") or {}).get("license")
     return Facts(
@@ -25,7 +26,7 @@ def classifier_facts(
         stored_size=tuple(stored),
         **channels(normalisation_of(model), model.in_chans),
         licence=licence or (stated if isinstance(stated, str) else None),
-        fingerprint=fingerprint,
+        **learned,
         depth=config["data"].get("depth"),
     )
 
@@ -35,6 +36,16 @@ def data_fingerprint(weights: str | Path) -> str | None:
     config = run_above(weights)
     found = None if config is None else config["facts"].get("data_fingerprint")
     return found if isinstance(found, str) else None
+
+
+def data_facts(weights: str | Path) -> dict[str, Any]:
+    """`fingerprint`, `seed` and `group_by`: which images the run learned from in which the weights lie, as far as they
+    lie in one of ours."""
+    settings = (run_above(weights) or {}).get("settings", {})
+    return {
+        "fingerprint": data_fingerprint(weights),
+        **{name: settings[name] for name in ("seed", "group_by") if name in settings},
+    }
 
 
 def channels(normalisation: Normalisation, channels: int) -> dict[str, tuple[float, ...]]:

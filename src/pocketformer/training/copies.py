@@ -73,25 +73,31 @@ def joined(count: int, partitions: Iterable[np.ndarray]) -> np.ndarray:
     return np.array([top(row) for row in range(count)], np.int64)
 
 
-def told_of_copies(found: Found, first: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """What the person is told of copies."""
+def told_of_copies(
+    found: Found,
+    first: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    notes: list[str],
+    warnings: list[str],
+) -> None:
+    """Appends what the person is told of copies."""
     more = np.flatnonzero((first != np.arange(len(first))) & (labels >= 0))
     if not len(more):
-        return []
+        return
     row = int(more[0])
-    notes = [
+    notes.append(
         f"{len(more)} image{'s are copies' if len(more) > 1 else ' is a copy'} of others ({shown(found.name(row))} of "
         f"{shown(found.name(int(first[row])))}{', …' if len(more) > 1 else ''}): copies stay on one side of every split"
-    ]
+    )
     other = more[labels[more] != labels[first[more]]]
     if len(other):
         row = int(other[0])
-        notes.append(
-            f"warning: copies of one image are in different classes ({len(other)} in all): {shown(found.name(row))} is "
+        warnings.append(
+            f"copies of one image are in different classes ({len(other)} in all): {shown(found.name(row))} is "
             f"{shown(classes[labels[row]])}, {shown(found.name(int(first[row])))} is "
             f"{shown(classes[labels[first[row]]])}"
         )
-    return notes
 
 
 def told_of_groups(first: np.ndarray, labels: np.ndarray, by: str) -> str:
@@ -104,14 +110,18 @@ def told_of_groups(first: np.ndarray, labels: np.ndarray, by: str) -> str:
     )
 
 
-def outside(found: Found, groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def outside(found: Found, groups: np.ndarray, labels: np.ndarray, by: str | None) -> tuple[np.ndarray, str]:
     """bool (N,): rows that are left out, as others of their group are in a later split that was given: what is tested
-    on is never trained on, nor what the search is scored on."""
+    on is never trained on, nor what the search is scored on. With what the person is told of it, if there are any."""
     side = np.searchsorted([found.train, found.train + found.search], np.arange(len(found)), side="right")
     side = np.where(labels >= 0, side, -1)
     last = np.full(len(found), -1)
     np.maximum.at(last, groups, side)
-    return (side >= 0) & (side < last[groups])
+    out = (side >= 0) & (side < last[groups])
+    like = "copies" if by is None else "copies, or of a group with some,"
+    before, given = ("training and the search", " or of validation") if found.search else ("training", "")
+    left = f"{out.sum()} image{'s are' if out.sum() > 1 else ' is'} left out of {before}"
+    return out, f"{left}: {like} of images in the test split{given}" if out.any() else ""
 
 
 def _key(found: Found, by: str) -> Callable[[int], Hashable | None]:

@@ -248,9 +248,14 @@ def _split(
     else:
         notes += seen
     classes = found.classes or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
-    groups, labelled = _grouped(found, labels, classes, copies, group_by, notes)
     search_notes: list[str] = []
-    rows = split_rows(found, labelled, classes, seed, notes, search_notes, groups)
+    warnings = look.remarks.warnings(labels, classes)
+    groups, labelled, left = _grouped(found, labels, classes, copies, group_by, notes, warnings)
+    try:
+        rows = split_rows(found, labelled, classes, seed, notes, search_notes, groups)
+    except UserError as error:
+        missing = [skipped(found.name, bad)] * bool(bad) + [left] * bool(left)
+        raise UserError("; ".join([str(error), *missing])) from None
     targets = torch.from_numpy(labels)
     splits = {name: Split(name, images, targets, torch.from_numpy(chosen)) for name, chosen in rows.items()}
 
@@ -280,7 +285,7 @@ def _split(
         median_side=look.median_side,
         listed=listed,
         group_by=group_by,
-        warnings=tuple(look.remarks.warnings(labels, classes)),
+        warnings=tuple(warnings),
         depth=look.depth,
         keys=None if read is listed else keys_of(map(identify, range(len(found)))),
         **read,
@@ -294,23 +299,20 @@ def _grouped(
     copies: np.ndarray | None,
     group_by: str | None,
     notes: list[str],
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """The groups that splits must not divide (None: all images may go anywhere), and the labels, -1 of those that are
-    left out for it; appends to the notes."""
+    warnings: list[str],
+) -> tuple[np.ndarray | None, np.ndarray, str]:
+    """The groups that splits must not divide (None: all images may go anywhere), the labels, -1 of those that are
+    left out for it, and how many those are, in words; appends to the notes and warnings."""
     partitions = [] if copies is None or not found.train else [copies]
     if partitions:
-        notes += told_of_copies(found, copies, labels, classes)
+        told_of_copies(found, copies, labels, classes, notes, warnings)
     if group_by is not None:
         named = find_groups(found, group_by)
         notes.append(told_of_groups(named, labels, group_by))
         partitions.append(named)
     if not partitions:
-        return None, labels
+        return None, labels, ""
     groups = joined(len(found), partitions)
-    out = outside(found, groups, labels)
-    if out.any():
-        like = "copies" if group_by is None else "copies, or of a group with some,"
-        before, given = ("training and the search", " or of validation") if found.search else ("training", "")
-        left = f"{out.sum()} image{'s are' if out.sum() > 1 else ' is'} left out of {before}"
-        notes.append(f"{left}: {like} of images in the test split{given}")
-    return groups, np.where(out, -1, labels)
+    out, left = outside(found, groups, labels, group_by)
+    notes += [left] * bool(left)
+    return groups, np.where(out, -1, labels), left

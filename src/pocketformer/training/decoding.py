@@ -137,9 +137,10 @@ def skipped(name: Callable[[int], str], bad: Mapping[int, str]) -> str:
 def refuse_bad(found: Found, bad: Mapping[int, str], accept_bad: bool = False) -> None:
     """Raises `UserError` that counts and names the images in `bad` (row -> why), unless there are none."""
     if bad and not accept_bad:
+        how = "remove them or pass --bad-images skip" if len(bad) < len(found) else "convert them (docs/images.md)"
         raise UserError(
             f"{found.source}: {len(bad)} of {len(found)} files cannot be read as images: "
-            f"{describe_bad(found.name, bad)}; remove them or pass --bad-images skip"
+            f"{describe_bad(found.name, bad)}; {how}"
         )
 
 

@@ -67,7 +67,7 @@ def accuracy_interval(correct: int, count: int, z: float = 1.96) -> tuple[float,
     share, spread = correct / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return centre - half, centre + half
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def paired_difference(a: Outcome, b: Outcome, z: float = 1.96) -> tuple[float, float]:

@@ -84,7 +84,7 @@ def find_folder(source: str, root: Path) -> Found:
 def find_labelled(source: str, root: Path, known: Sequence[str] | None) -> Found:
     """Lists the images of any folder of classes as one test split: its own test split (or `val/`), if it has several,
     else all that there is. `known`: the names of the classes, of which it may hold some only; None: its own."""
-    layout = read_layout(source, read_tree(str(root)), tuple(map(class_name, known or ())))
+    layout = read_layout(source, read_tree(str(root)), tuple(map(class_name, known or ())), filled=False)
     notes, parts = list(layout.notes), layout.parts
     split = next(name for name in ("test", "val", "train", "") if name in parts)
     if unread := [layout.names[name] for name in parts if name != split]:
@@ -98,12 +98,13 @@ def find_labelled(source: str, root: Path, known: Sequence[str] | None) -> Found
         return _found(inside, root, layout, [found], tuple(found), notes, all_test=True)
     names = {class_name(name): name for name in known}
     found = matched_classes(found, names, where, notes)
-    if others := [name for name in found if name not in names]:
+    filled = [name for name, folders in found.items() if any(folder.count for folder in folders)]
+    if others := [name for name in filled if name not in names]:
         raise UserError(
             f"{source}: {some(others)} {'is' if len(others) == 1 else 'are'} none of the classes that are known "
             f"({some(list(known))})"
         )
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in filled]:
         notes.append(f"no images of {some(missing)} in {where}")
     found = {name: found.get(name, []) for name in names}
     return _found(inside, root, layout, [found], tuple(known), notes, all_test=True)
@@ -136,7 +137,9 @@ def _check_same(source: str, layout: Layout, first: str, other: str) -> None:
     ]
     if differences:
         where = f"{layout.names[other]} and {layout.names[first]}"
-        raise UserError(f"{source}: {where} have different classes ({'; '.join(differences)})")
+        raise UserError(
+            f"{source}: {where} have different classes ({'; '.join(differences)}): each split needs images of all"
+        )
 
 
 def _roles(layout: Layout, rest: list[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from pocketformer.errors import UserError
 from pocketformer.files import as_text
 from pocketformer.training.sources import shown, some
-from pocketformer.training.trees import Tree
+from pocketformer.training.trees import Tree, ending
 
 # What people call the splits, in any case, also with "set", "data", "images" or "split" behind.
 SPLITS = {
@@ -58,8 +59,9 @@ def split_within(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if not set(words).isdisjoint(names)), None)
 
 
-def read_layout(source: str, top: Tree, known: Collection[str] = ()) -> Layout:
-    """What the folders in `top` are. `known`: names of classes, which are no folders to descend into.
+def read_layout(source: str, top: Tree, known: Collection[str] = (), filled: bool = True) -> Layout:
+    """What the folders in `top` are. `known`: names of classes, which are no folders to descend into. `filled`: whether
+    each class must have images.
 
     Raises `UserError` in one line where that is doubtful.
     """
@@ -71,10 +73,10 @@ def read_layout(source: str, top: Tree, known: Collection[str] = ()) -> Layout:
         for split, folder in splits.items():
             way = _unwrapped(folder, known, notes, stop_at_splits=False)
             inner += way
-            if classes := _labelled(split, way[-1], splits, notes):
+            if classes := _labelled(split, way[-1], splits, notes, filled):
                 parts[split], names[split] = classes, f"{shown(folder.name)}/"
         return Layout(parts, names, (*around, *inner), tuple(dict.fromkeys(notes)))
-    turned = _splits_in_classes(source, around[-1], notes)
+    turned = _splits_in_classes(source, around[-1], notes, filled)
     if turned:
         inner = [folder for folder in around[-1].folders]
         return Layout(turned, {split: f"CLASS/{split}/" for split in turned}, (*around, *inner), tuple(notes))
@@ -84,7 +86,7 @@ def read_layout(source: str, top: Tree, known: Collection[str] = ()) -> Layout:
             f"{_names(classes)} are taken for the classes, though each has the folders {some(shared)}: if those are "
             "the classes, give one of the folders around them, or call these train/ and test/"
         )
-    return Layout({"": _classes(around[-1], notes)}, {"": ""}, tuple(around), tuple(notes))
+    return Layout({"": _classes(around[-1], notes, filled)}, {"": ""}, tuple(around), tuple(notes))
 
 
 def holds_splits(top: Tree) -> bool:
@@ -138,7 +140,8 @@ def _splits(source: str, top: Tree, notes: list[str]) -> dict[str, Tree]:
         if flat:
             notes.append(f"{_names(flat)} holds images directly, as {_names(others)} do: taken for a class")
         elif named and not others:
-            raise UserError(f"{source}: {_names(named)}: no images in {'them' if len(named) > 1 else 'it'}")
+            where = "them" if len(named) > 1 else "it"
+            raise UserError(f"{source}: {_names(named)}: no images in {where}{_other_files(named)}")
         return {}
     found: dict[str, Tree] = {}
     for folder in splits:
@@ -179,9 +182,9 @@ def _shared_names(folders: list[Tree]) -> list[str]:
     return sorted(set.intersection(*names)) if len(names) > 1 else []
 
 
-def _labelled(split: str, folder: Tree, splits: dict[str, Tree], notes: list[str]) -> Classes:
+def _labelled(split: str, folder: Tree, splits: dict[str, Tree], notes: list[str], filled: bool) -> Classes:
     """The classes of a split; none of a `test/` all of whose images lie in one folder that is no class."""
-    classes = _classes(folder, notes)
+    classes = _classes(folder, notes, filled)
     if split != "train" and "train" in splits and len(folder.holding) == 1:
         only = folder.holding[0]
         train = _unwrapped(splits["train"], (), [], stop_at_splits=False)[-1]
@@ -195,7 +198,7 @@ def _labelled(split: str, folder: Tree, splits: dict[str, Tree], notes: list[str
     return classes
 
 
-def _splits_in_classes(source: str, top: Tree, notes: list[str]) -> dict[str, Classes]:
+def _splits_in_classes(source: str, top: Tree, notes: list[str], filled: bool) -> dict[str, Classes]:
     """Split -> classes, where each class has folders of splits: `cat/train`, `cat/test`, `dog/train`, …"""
     classes = top.holding
     inner = [[folder for folder in c.holding if split_of(folder.name)] for c in classes]
@@ -215,20 +218,29 @@ def _splits_in_classes(source: str, top: Tree, notes: list[str]) -> dict[str, Cl
                     f"the {split_of(folder.name)} split; join them, or give one of them another name"
                 )
             named.append(folder)
-    _told_empty(source, top)
+    if filled:
+        _check_filled(source, top)
     notes.append(f"each class has folders of its own for the splits: {', '.join(f'CLASS/{split}/' for split in parts)}")
     return parts
 
 
-def _told_empty(source: str, top: Tree) -> None:
-    if empty := [shown(folder.name) for folder in top.folders if not folder.count]:
+def _check_filled(source: str, top: Tree) -> None:
+    if empty := [f"{folder.name}{_other_files([folder])}" for folder in top.folders if not folder.count]:
         raise UserError(f"{source}: class folders without images: {some(empty)}; fill or remove them")
 
 
-def _classes(top: Tree, notes: list[str]) -> Classes:
-    """Class name -> its folders, one but where names differ by their Unicode form only. May be empty; a class without
-    images is an error."""
-    _told_empty(shown(top.path), top)
+def _other_files(folders: list[Tree]) -> str:
+    """What lies in folders without images, if there is anything: ` (20 .dcm files)`."""
+    kinds = Counter(ending(name) or "unnamed" for f in folders for tree in f.walk() for name in tree.side)
+    named = ", ".join(f"{n} {kind} file{'s' * (n > 1)}" for kind, n in kinds.most_common(3))
+    return f" ({named}{', …' if len(kinds) > 3 else ''}, which are not read as images)" if named else ""
+
+
+def _classes(top: Tree, notes: list[str], filled: bool) -> Classes:
+    """Class name -> its folders, one but where names differ by their Unicode form only. May be empty; with `filled` a
+    class without images is an error."""
+    if filled:
+        _check_filled(shown(top.path), top)
     classes: Classes = {}
     for folder in top.folders:
         classes.setdefault(class_name(folder.name), []).append(folder)
@@ -236,9 +248,9 @@ def _classes(top: Tree, notes: list[str]) -> Classes:
     for name, folders in classes.items():
         if len(folders) > 1:
             notes.append(f"{some([name])} is there {len(folders)} times, in other Unicode forms: read as one class")
-    if alike := [names for names in _grouped(classes, str.casefold) if len(names) > 1]:
-        pairs = [" and ".join(names) for names in alike]
-        notes.append(f"classes whose names differ in upper and lower case only: {some(pairs)}")
+    if alike := [names for names in _grouped(classes, _plain) if len(names) > 1]:
+        pairs = [" and ".join(map(_quoted, names)) for names in alike]
+        notes.append(f"classes whose names are read alike: {some(pairs)}")
     if escaped := [as_text(f.name) for folders in classes.values() for f in folders if not _is_utf8(f.name)]:
         notes.append(f"class folders whose names are no UTF-8; their bytes are written as \\xNN: {some(escaped)}")
     return classes
@@ -251,6 +263,17 @@ def _is_utf8(name: str) -> bool:
         return False
 
 
+def _plain(name: str) -> str:
+    """The same for names that are read alike: without marks that are not seen, spaces at the ends, or a difference of
+    upper and lower case, of full and half width, of `_` and a space."""
+    seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return " ".join(seen.casefold().replace("_", " ").split())
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if name != name.strip() else name
+
+
 def _grouped(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -259,21 +282,21 @@ def _grouped(names: Iterable[str], key: Callable[[str], str]) -> list[list[str]]
 
 
 def _matched(names: Collection[str], known: Collection[str]) -> dict[str, str]:
-    """Name -> the known class that it is: the same, or the only one but for upper and lower case."""
-    alike = {group[0].casefold(): group[0] for group in _grouped(known, str.casefold) if len(group) == 1}
-    twice = {name for group in _grouped(names, str.casefold) if len(group) > 1 for name in group}
+    """Name -> the known class that it is: the same, or the only one that is read alike (`_plain`)."""
+    alike = {_plain(group[0]): group[0] for group in _grouped(known, _plain) if len(group) == 1}
+    twice = {name for group in _grouped(names, _plain) if len(group) > 1 for name in group}
     found = {name: name for name in names if name in known}
     for name in names:
-        if name not in known and name not in twice and name.casefold() in alike:
-            found[name] = alike[name.casefold()]
+        if name not in known and name not in twice and _plain(name) in alike:
+            found[name] = alike[_plain(name)]
     return found
 
 
 def matched_classes(classes: Classes, known: Collection[str], where: str, notes: list[str]) -> Classes:
     """The classes under the names that are known; those of other names stay as they are."""
     found = _matched(classes.keys(), known)
-    if other := [f"{name} ({known_name})" for name, known_name in found.items() if name != known_name]:
-        notes.append(f"classes of {where} that are written otherwise in upper and lower case: {some(other)}")
+    if other := [f"{_quoted(name)} ({_quoted(as_known)})" for name, as_known in found.items() if name != as_known]:
+        notes.append(f"classes of {where} that are written otherwise: {some(other)}")
     return {found.get(name, name): folders for name, folders in classes.items()}
 
 

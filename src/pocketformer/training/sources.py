@@ -116,6 +116,8 @@ def find_all(source: str | os.PathLike, classes: Sequence[str] | None) -> Found:
 
 def folder_of(source: str) -> Path | None:
     """The folder that a source names; None if it names none. Raises `UserError` if it is a file."""
+    if not source:  # a script's variable that is not set, and no word for the folder one is in
+        raise UserError("the name of the images is empty; give a folder, or the name of a data set")
     path = Path(as_path(source))
     if path.exists() and not path.is_dir():
         raise UserError(f"{source}: is a file; give a folder with train/ (and val/), one sub-folder per class")
@@ -200,6 +202,11 @@ def some(names: list[str], count: int = 3) -> str:
 
 
 def shown(name: str) -> str:
-    """A name as it can stand in a line: line breaks and other control characters are written as escapes."""
-    hidden = {c for c in as_text(name) if unicodedata.category(c) in ("Cc", "Zl", "Zp")}
+    """A name as it can stand in a line: line breaks and other control characters, also those that turn the direction
+    of writing, are written as escapes."""
+    hidden = {c for c in as_text(name) if unicodedata.category(c) in ("Cc", "Zl", "Zp") or _turns(c)}
     return "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in as_text(name))
+
+
+def _turns(character: str) -> bool:
+    return unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")

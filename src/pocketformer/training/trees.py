@@ -42,6 +42,12 @@ _SIDE = {
     *(".md", ".html", ".pdf", ".mat", ".npy", ".npz", ".zip", ".tar", ".gz", ".mov", ".mp4", ".avi", ".mpg", ".wav"),
     *(".py", ".ipynb", ".log", ".pkl", ".url", ".lnk", ".md5", ".sha1", ".h5", ".part", ".crdownload", ".tmp"),
 }
+# What a camera's sensor saw: of such a file Pillow opens a small preview, and often its JPEG lies beside it.
+_RAW = {
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25", ".kdc", ".mef", ".mos"),
+    *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+}
+_RUN = "folder of a run"
 _SIGNS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II\*\x00|MM\x00\*|....ftyp(heic|heix|mif1|avif)", re.DOTALL
 )
@@ -113,6 +119,7 @@ def read_tree(root: str) -> Tree:
             later += _read(tree, seen)
             parent.folders = _sorted([*parent.folders, tree])
         links = later
+    _pass_runs(top)
     return top
 
 
@@ -124,7 +131,7 @@ def passed_over(classes: Iterable[Tree], around: Iterable[Tree]) -> list[str]:
         for part in tree.walk():
             counts.update(part.passed)
             again += part.again
-            counts.update(f"{_ending(name) or 'unnamed'} file" for name in part.side)
+            counts.update(f"{ending(name) or 'unnamed'} file" for name in part.side)
             unnamed += part.unnamed
     for tree in around:
         counts.update(tree.passed)
@@ -151,7 +158,7 @@ def is_litter(name: str) -> bool:
 def image_endings() -> frozenset[str]:
     """Endings, in lower case, of files that are taken for images."""
     opened = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return frozenset((_ENDINGS | opened) - _NO_PICTURES - _SIDE)
+    return frozenset((_ENDINGS | opened) - _NO_PICTURES - _SIDE - _RAW)
 
 
 def _read(top: Tree, seen: set) -> list[tuple[Tree, Tree]]:
@@ -162,6 +169,10 @@ def _read(top: Tree, seen: set) -> list[tuple[Tree, Tree]]:
         tree = waiting.pop()
         with os.scandir(tree.path) as entries:
             found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        names = {entry.name for entry in found}
+        if tree is not top and ".lock" in names and not any(ending(name) in image_endings() for name in names):
+            tree.passed[_RUN] = 1
+            continue
         for entry in found:
             is_link = entry.is_symlink()
             is_folder = _is_folder(entry)
@@ -181,20 +192,32 @@ def _read(top: Tree, seen: set) -> list[tuple[Tree, Tree]]:
     return links
 
 
+def _pass_runs(tree: Tree) -> None:
+    """Leaves out folders of our runs, which `--out` put among the images, and what holds nothing else."""
+    for folder in list(tree.folders):
+        runs = folder.passed[_RUN]
+        if not runs:
+            _pass_runs(folder)
+            runs = 0 if folder.files or folder.folders or folder.side else folder.passed[_RUN]
+        if runs and not folder.count:
+            tree.folders.remove(folder)
+            tree.passed[_RUN] += runs
+
+
 def _add_file(tree: Tree, entry: os.DirEntry, is_link: bool) -> None:
     try:
         regular = stat.S_ISREG(entry.stat().st_mode) if is_link else entry.is_file()
     except OSError:  # a link to nothing, or to itself
-        if _ending(entry.name) in image_endings():
+        if ending(entry.name) in image_endings():
             tree.files.append(entry.path)  # an image that is missing
         else:
             tree.passed["broken link"] += 1
         return
     if not regular:  # a pipe would be waited for
         tree.passed["device or pipe"] += 1
-    elif (ending := _ending(entry.name)) in image_endings():
+    elif (end := ending(entry.name)) in image_endings():
         tree.files.append(entry.path)
-    elif ending not in _SIDE and _looks_like_an_image(entry.path):
+    elif end not in _SIDE | _RAW and _looks_like_an_image(entry.path):
         tree.files.append(entry.path)
         tree.unnamed += 1
     else:
@@ -225,10 +248,10 @@ def _sorted(trees: list[Tree]) -> list[Tree]:
     return sorted(trees, key=lambda tree: os.fsencode(tree.name))
 
 
-def _ending(name: str) -> str:
+def ending(name: str) -> str:
     """In lower case, with its dot; of a name that has none, nothing."""
-    ending = os.path.splitext(name)[1].lower()
-    return ending if re.fullmatch(r"\.[a-z0-9_]{1,12}", ending) else ""
+    found = os.path.splitext(name)[1].lower()
+    return found if re.fullmatch(r"\.[a-z0-9_]{1,12}", found) else ""
 
 
 def _looks_like_an_image(path: str) -> bool:
