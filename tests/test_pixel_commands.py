@@ -39,6 +39,9 @@ FORMS = {
     "16bit-of-8.png": lambda lines: png(lines * 200 + 20, 16),
     "float-of-1.tif": lambda lines: tiff([(lines * 0.8 + 0.1).astype(np.float32)]),
     "transparent.png": clear_png,
+    "white-transparent.png": lambda lines: clear_png(lines, 255),
+    "light-grey-and-alpha.png": lambda lines: png(np.stack([lines * 0 + 240, lines * 255], axis=2), 8, 4),
+    "wide.tif": lambda lines: tiff([(lines * 200_000).astype(np.uint32)]),
     "colour16-of-8.png": lambda lines: png(np.stack([lines * 200 + 20] * 3, axis=2), 16, 2),
     "signed.tif": lambda lines: tiff([(lines * 2000 - 1000).astype(np.int16)]),
     "mask16.png": lambda lines: png(lines, 16),
@@ -159,7 +162,7 @@ def test_images_of_one_colour_are_told(cli, trained, tmp_path):
         path.write_bytes(flat(path))
     rng = np.random.default_rng(1)
     for path in (data / "val" / "lying").iterdir():
-        path.write_bytes(clear_png(stripes(rng, 0), colour=255))  # white on what becomes white
+        path.write_bytes(clear_png(stripes(rng, 0) * 0))  # nothing but ground
     answer = trained(data, epochs=0.1, out="class")
     assert "warning: 12 of 24 images are of one colour" in note(answer, "warning:")
     write(tmp_path / "more", "8bit.png", 20, 4)

@@ -34,7 +34,7 @@ class Case:
 
 
 def bits_of(most: int, low: int = 0) -> int:
-    fits = (b for b in (1, 8, 10, 12, 14, 16, 24, 32) if (-low <= 2 ** (b - 1) > most if low < 0 else most < 2**b))
+    fits = (b for b in (1, *range(8, 33, 2)) if (-low <= 2 ** (b - 1) > most if low < 0 else most < 2**b))
     return next(b for b in fits if b > 1 or low == 0)
 
 
@@ -53,9 +53,14 @@ def real(values: np.ndarray) -> np.ndarray:
     return np.round((values.astype(np.float64) - low) / (high - low or 1) * 255)
 
 
-def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    share = alpha[..., None] / 255
-    return np.round(colours * share + 255 * (1 - share))
+def is_light(colours: np.ndarray, alpha: np.ndarray) -> bool:
+    """Whether what is visible would hardly be seen on white."""
+    return bool((colours @ [0.299, 0.587, 0.114] * alpha).sum() > 235 * alpha.sum())
+
+
+def over_ground(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share, ground = alpha[..., None] / 255, 0 if is_light(colours, alpha) else 255
+    return np.round(colours * share + ground * (1 - share))
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -102,7 +107,8 @@ def a_png(rng: np.random.Generator) -> Case:
         colours = reduced if kind in (2, 6) else grey(reduced.reshape(H, W))
     turn = int(rng.integers(1, 9))
     if alpha is not None and (alpha < 255).any():
-        colours, remarks = over_white(colours, alpha), remarks | {Remark.CLEAR}
+        remarks = remarks | {Remark.LIGHT if is_light(colours, alpha) else Remark.CLEAR}
+        colours = over_ground(colours, alpha)
     raw = png(stored, bits, kind, clear, palette, turn)
     return Case(f"PNG {kind}/{bits}", raw, turned(colours, turn), 1 if alpha is not None else 0, frozenset(remarks))
 
@@ -151,7 +157,7 @@ def a_tiff(rng: np.random.Generator) -> Case:
         options |= {"photometric": 2, "extra": (2,) + (0,) * (count - 1) if rng.random() < 0.5 else (0,) * count}
         expected = values[..., :3]
         if options["extra"][0] == 2:
-            expected, near = over_white(expected, values[..., 3]), 1
+            expected, near = over_ground(expected, values[..., 3]), 1
             remarks.add(Remark.CLEAR)
         if 0 in options["extra"]:
             remarks.add(Remark.CHANNELS)
@@ -207,7 +213,7 @@ def a_film(rng: np.random.Generator) -> Case:
         options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
         raw = saved(made[0], kind, save_all=frames > 1, append_images=made[1:], **options)
     remarks = ({Remark.FRAMES} if frames > 1 else set()) | ({Remark.CLEAR} if (alpha < 255).any() else set())
-    return Case(f"film {kind}", raw, over_white(colours, alpha), 1, frozenset(remarks))
+    return Case(f"film {kind}", raw, over_ground(colours, alpha), 1, frozenset(remarks))
 
 
 def a_jpeg(rng: np.random.Generator) -> Case:
@@ -292,7 +298,7 @@ def test_images_without_a_file_have_the_right_pixels():
             colours = table[values[..., 0]]
         if mode in ("LA", "La", "PA", "RGBA", "RGBa"):
             alpha, near = values[..., -1], 2
-            expected = colours + 255 - alpha[..., None] if mode[-1] == "a" else over_white(colours, alpha)
+            expected = colours + 255 - alpha[..., None] if mode[-1] == "a" else over_ground(colours, alpha)
         elif mode == "CMYK":
             expected, near = (255.0 - colours) * (255 - values[..., 3:]) / 255, 1
         elif mode == "YCbCr":

@@ -11,7 +11,8 @@ from PIL import ExifTags, Image
 from pocketformer.training.depths import Depth, Extent
 from pocketformer.training.opening import Unreadable, reopened
 
-GROUND = (255, 255, 255)  # what transparent pixels are laid over
+GROUND, DARK = (255, 255, 255), (0, 0, 0)  # what transparent pixels are laid over; where the visible ones are light
+_LIGHT = 235  # of 255: what is as light on average would hardly be seen on white
 _FRAMED = ("AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP")  # others hold previews or layers beside the image
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _TURNS = {  # what undoes an orientation of EXIF
@@ -30,6 +31,7 @@ class Remark(StrEnum):
     """What was assumed about an image, or is odd about it."""
 
     CLEAR = "clear"  # has transparent pixels
+    LIGHT = "light"  # and else nearly white ones
     FRAMES = "frames"
     CHANNELS = "channels"  # more than three colours and alpha
     INK = "ink"
@@ -71,11 +73,11 @@ def see(image: Image.Image, depth: Depth = UNKNOWN) -> Seen:
         remarks.add(Remark.INK)
     if more_channels:
         remarks.add(Remark.CHANNELS)
-    rgb = _over_ground(image, raw)
+    rgb, ground = _over_ground(image, raw)
     if rgb is None:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
     else:
-        remarks.add(Remark.CLEAR)
+        remarks.add(Remark.LIGHT if ground == DARK else Remark.CLEAR)
     return Seen(rgb.transpose(turn) if turn is not None else rgb, frozenset(remarks), extent)
 
 
@@ -216,21 +218,25 @@ def _tag(image: Image.Image, tag: int, default=None):
 # --- more than colour
 
 
-def _over_ground(image: Image.Image, raw: str) -> Image.Image | None:
-    """The image laid over `GROUND`; None if no pixel is transparent."""
+def _over_ground(image: Image.Image, raw: str) -> tuple[Image.Image | None, tuple[int, ...]]:
+    """The image laid over `GROUND`, or over `DARK` where all that is visible would vanish on it; and which. None if no
+    pixel is transparent."""
     clear = image.info.get("transparency")
     if clear is None and not image.has_transparency_data:
-        return None
+        return None, GROUND
     if raw in ("L;2", "L;4") and isinstance(clear, int):  # Pillow scales the pixels, not this
         image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[raw]
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        return None
+        return None, GROUND
     rgba = image.convert("RGBA")
     alpha = rgba.getchannel("A")
     if alpha.getextrema()[0] == 255:
-        return None
-    ground = Image.new("RGB", image.size, GROUND)
-    ground.paste(rgba.convert("RGB"), mask=alpha)
-    return ground
+        return None, GROUND
+    colours, weights = rgba.convert("RGB"), np.asarray(alpha, np.float64)
+    light = (np.asarray(colours.convert("L")) * weights).sum() > _LIGHT * weights.sum()
+    ground = DARK if light else GROUND
+    laid = Image.new("RGB", image.size, ground)
+    laid.paste(colours, mask=alpha)
+    return laid, ground

@@ -37,7 +37,7 @@ __all__ = [
     "why_unreadable",
 ]
 
-FORMAT = 2  # of the cache and of the pixels in it: change it with anything below that changes either
+FORMAT = 3  # of the cache and of the pixels in it: change it with anything below that changes either
 _CHUNK = 256
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pocketformer.errors import UserError
 
-BITS = (1, 8, 10, 12, 14, 16, 24, 32)  # of integers; 1: masks of 0 and 1
+BITS = (1, *range(8, 33, 2))  # of integers; 1: masks of 0 and 1
 SPANS = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # of real numbers
 
 

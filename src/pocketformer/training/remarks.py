@@ -11,6 +11,7 @@ from pocketformer.training.depths import Depth, Extent
 PLAIN = 2  # an image whose values differ by no more in any channel is of one colour
 _TEXTS = {
     Remark.CLEAR: "with transparent pixels: laid over white",
+    Remark.LIGHT: "with transparent pixels, the others nearly white: laid over black",
     Remark.FRAMES: "with several frames or pages: the first is taken",
     Remark.CHANNELS: "with more channels than colours and alpha: those are left out",
     Remark.INK: "in CMYK or LAB: converted by the usual formula, without their colour profile",
@@ -63,7 +64,8 @@ class Remarks:
             return []
         if 2 * len(plain) >= self.looked:
             of = "all" if len(plain) == self.looked else f"{len(plain)} of {self.looked}"
-            return [f"{of} images are of one colour once decoded: nothing can be learned from them"]
+            why = "nothing can be learned from them (values such as 0 and 1 of 255 are one colour)"
+            return [f"{of} images are of one colour once decoded: {why}"]
         alone = np.bincount(labels[plain][labels[plain] >= 0], minlength=len(classes))
         counts = np.bincount(labels[labels >= 0], minlength=len(classes))
         empty = [classes[i] for i in np.flatnonzero((alone == counts) & (counts > 0))]
