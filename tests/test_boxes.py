@@ -227,6 +227,16 @@ def corners(content: dict) -> None:
         entry["bbox"] = [left, top, left + width, top + height]
 
 
+def flat(content: dict) -> None:
+    for entry in content["annotations"]:
+        entry["bbox"][3] = 0
+
+
+def nameless(content: dict) -> None:
+    for image in content["images"]:
+        image["coco_url"] = image.pop("file_name")
+
+
 def shares(content: dict) -> None:
     for entry in content["annotations"]:
         entry["bbox"] = [value / 128 for value in entry["bbox"]]
@@ -237,7 +247,8 @@ def shares(content: dict) -> None:
     [
         (corners, ("none would if they were left, top, right, bottom", "COCO's are left, top, width, height")),
         (shares, ("they look like shares of the image's sides",)),
-        (change_first(bbox=[500, 5, 3, 3]), ("1 annotation with a box outside the image", "--bad-annotations skip")),
+        (flat, ("6 annotations with a box of zero or negative size", "--bad-annotations skip")),
+        (nameless, ("3 images without an id of their own, file_name",)),
         (change_first(bbox={"x": 1}), ("1 annotation not of COCO's form",)),
         (change_first(segmentation=[]), ("1 annotation without a mask that can be used", "--no-masks")),
         (lambda c: c["categories"][0].update(id=None), ("each category needs an id",)),
@@ -247,6 +258,29 @@ def shares(content: dict) -> None:
 def test_what_cannot_be_told_is_refused(change, words, tmp_path):
     folder, _ = write(tmp_path / "data", change)
     read(folder).answer.fails(2, *words)
+
+
+@pytest.mark.parametrize("box", [[3, 3, 0, 5], [30, 30, -10, -10], [500, 5, 3, 3], [-50, 5, 30, 30]])
+def test_a_box_that_shows_nothing_is_left_out(box, tmp_path):
+    folder, before = write(tmp_path / "data", change_first(bbox=box))
+    found = read(folder)
+    same(found.train, {**before, "annotations": before["annotations"][1:]})
+    assert "1 annotation with a box " in found.notes
+    assert ", left out: annotation 1 (image 1)" in found.notes
+
+
+def test_a_file_that_is_listed_again_is_one_image(tmp_path):
+    """As where each object has an entry of its own, or sets were put together."""
+
+    def change(content: dict) -> None:
+        content["images"] += [{**image, "id": 10 + image["id"]} for image in content["images"]]
+        content["annotations"][1]["image_id"] += 10
+        content["annotations"].append({**content["annotations"][2], "image_id": 10 + 2})
+
+    folder, before = write(tmp_path / "data", change)
+    found = read(folder)
+    same(found.train, before)
+    assert "3 images listed again by another id, taken as one with all objects: 11 (1.png), 12 (2.png)" in found.notes
 
 
 def test_nesting_without_end(tmp_path):
@@ -305,8 +339,8 @@ ODDITIES = [  # one of each, or none
     [lambda c: random.Random(0).shuffle(c["annotations"])],
 ]
 BAD = [
-    lambda c: c["annotations"][0].update(bbox=[1e4, 0, 5, 5]),
-    lambda c: c["annotations"][0].update(bbox=[5, 5, 0, 9]),
+    lambda c: [a.update(bbox=[1e4, 0, 5, 5]) for a in c["annotations"]],
+    lambda c: [a.update(bbox=[5, 5, 0, 9]) for a in c["annotations"]],
     lambda c: c["annotations"][0].update(bbox=None),
     lambda c: c["annotations"][0].update(image_id="nowhere"),
     lambda c: c["annotations"][0].update(category_id=[]),

@@ -100,3 +100,11 @@ def test_names_pair_by_the_first_rule_that_fits_all():
     assert paired(["a", "b"], ["a", "b", "a_mask"]) == {"a": "a", "b": "b"}
     assert paired(["a/1", "b/1"], ["a/m1", "b/m1"]) == {"a/1": "a/m1", "b/1": "b/m1"}
     assert paired(["a"], ["b"]) == {}
+
+
+def test_links_to_a_folder_around_them_end(tmp_path):
+    folder = arranged(tmp_path / "data", {"train": "train", "trainannot": "trainannot"})
+    for part in ("train", "trainannot"):
+        (folder / part / "again").symlink_to(folder / part, target_is_directory=True)
+    found = find_masks(str(folder), Coding())
+    assert found.splits["train"].images == ("train/00.png", "train/01.png", "train/02.png")

@@ -189,6 +189,35 @@ def test_a_list_of_names_wins(tmp_path):
     train(data, tmp_path / "other").fails(2, "2 kinds cannot be used")
 
 
+def test_indexed_masks_whose_numbers_change_places_are_refused_whatever_names_there_are(tmp_path):
+    data = write(tmp_path / "data", palettes)
+    (data / "classes.txt").write_text("ground\nthing\n")
+    train(data, tmp_path / "run").fails(2, "in its indexed masks a number has other colours from file to file")
+
+
+def test_labels_below_0_are_told(tmp_path):
+    data = write(tmp_path / "data", lambda mask, number: Image.fromarray(mask.astype(np.int32) - 1), ".tif")
+    answer = train(data, tmp_path / "run")
+    answer.fails(2)
+    assert "labels outside the class list (none is below 0): trainannot/00.tif (-1)" in answer.err
+
+
+def test_other_shades_of_the_same_classes_are_read_in_their_order(tmp_path):
+    data = write(tmp_path / "data", grey([0, 1, 1, 1]))
+    train(data, tmp_path / "run").succeeds()
+    other = write(tmp_path / "other", black_white)
+    wanted, found = (
+        ask("segment", "evaluate", "--checkpoint", tmp_path / "run", "--data", folder, "--workers", 0, "--json")
+        for folder in (data, other)
+    )
+    assert found.json() == wanted.json()
+    assert "masks of 0 and 255 alone: two classes: 0 is class 0, 255 is class 1" in notes(found)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps({**config, "ignores": True}))  # of a training that had 255
+    found = ask("segment", "evaluate", "--checkpoint", tmp_path / "run", "--data", other, "--workers", 0)
+    assert "on these masks class 0 alone counts: label 255 is ignored, as in the training" in notes(found)
+
+
 def test_two_values_are_one_class_where_255_is_said_to_be_ignored(tmp_path):
     data = write(tmp_path / "data", black_white)
     train(data, tmp_path / "run", "--ignore-index", 255).fails(2, "one class to tell apart; label 255 is ignored")
@@ -209,5 +238,9 @@ def test_lists_of_classes(tmp_path):
     assert (names, coding.values) == (("background", "cat"), (0, 0xFF007F))
     names, coding = read("0 background\n255 cell\n")
     assert (names, coding.values, coding.colours) == (("background", "cell"), (0, 255), False)
+    names, coding = read("name,id\ncell,1\nbackground,0\n")
+    assert (names, coding.values) == (("cell", "background"), (1, 0))
+    assert read("stage 0\nstage 1\n")[0] == ("stage 0", "stage 1")
+    assert read("Boeing 737\nAirbus 320\n")[0] == ("Boeing 737", "Airbus 320")
     names, coding = read("1 euro\n1 cent\n2 cents\n")  # no numbers of labels: 1 is there twice
     assert (names[0], coding.values) == ("1 euro", ())

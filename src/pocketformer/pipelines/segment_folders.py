@@ -25,7 +25,8 @@ TASK = "semantic segmentation"
 @dataclass(frozen=True)
 class Trained:
     """A segmenter in evaluation mode and what is known of its training. `size`: of its crops, by which the scale of
-    images is meant too; `depth`: of those of more than 8 bits."""
+    images is meant too; `depth`: of those of more than 8 bits; `ignores`: whether the ignored label was asked for, or
+    on any mask."""
 
     model: Segmenter
     classes: tuple[str, ...]
@@ -33,6 +34,7 @@ class Trained:
     coding: Coding
     source: str
     depth: Depth = UNKNOWN
+    ignores: bool = True
 
     @property
     def normalisation(self) -> Normalisation:
@@ -47,6 +49,7 @@ def save_segmenter(
     coding: Coding,
     source: str,
     depth: Depth = UNKNOWN,
+    ignores: bool = True,
 ) -> None:
     """Writes the folder, `model.safetensors` last: where that is, the rest is."""
     folder, network = Path(folder), model.backbone.network
@@ -65,6 +68,7 @@ def save_segmenter(
         "void": list(coding.void),
         "colours": coding.colours,
         "rounded": coding.rounded,
+        "ignores": ignores,
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": {"source": source, **depth.recorded()},
     }
@@ -98,7 +102,8 @@ def load_segmenter(folder: str | os.PathLike) -> Trained:
     network.pretrained_cfg |= normalisation
     model = Segmenter(Backbone(network, size), len(classes))
     checkpoint.load_weights(model, folder / "model.safetensors")
-    return Trained(model.eval(), classes, size, coding, source, Depth.of_record(config["data"]))
+    depth, ignores = Depth.of_record(config["data"]), bool(config.get("ignores", True))
+    return Trained(model.eval(), classes, size, coding, source, depth, ignores)
 
 
 def _coding(config: dict) -> Coding:

@@ -79,7 +79,8 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
         if ranks.first():
             write_census(run.path / "census.json", _stamp(data, settings.exif), census)
         if not ranks.from_first((run.path / "model.safetensors").exists()):
-            _train(model, data, classes, settings, run)
+            ignored = any(data.coding.ignored in split for split in census.labels.values())
+            _train(model, data, classes, settings, run, ignored or settings.coding.ignore_index is not None)
         ranks.wait()
         trained = load_segmenter(run.path)
         judged = data.judged if {"val", "test"} & set(data.splits) else data.splits["train"]
@@ -91,7 +92,9 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
     return result
 
 
-def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: SegmentSettings, run: Run) -> None:
+def _train(
+    model: Segmenter, data: Folder, classes: tuple[str, ...], settings: SegmentSettings, run: Run, ignores: bool
+) -> None:
     size = crop_size(settings.recipe)
     normalisation = normalisation_of(model.backbone.network)
     batches = CropBatches(
@@ -113,7 +116,8 @@ def _train(model: Segmenter, data: Folder, classes: tuple[str, ...], settings: S
 
     found = fit(model, SegmentationTask(model), batches, settings, run, "segmenter", score if val else None, "mIoU")
     if ranks.first():
-        save_segmenter(run.path, found, classes, size, data.coding, data.source, data.splits["train"].depth)
+        depth = data.splits["train"].depth
+        save_segmenter(run.path, found, classes, size, data.coding, data.source, depth, ignores)
 
 
 def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: int, exif: str = "auto") -> dict:
@@ -126,22 +130,26 @@ def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: 
             f"{checkpoint} knows {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, …), but {source} "
             f"has {len(data.classes)} ({', '.join(data.classes[:3])}, …)"
         )
-    judged = looked_through(data, trained, workers, exif).judged
-    scores = judge(trained, judged, compute, workers)
+    data = looked_through(data, trained, workers, exif)
+    judged = data.judged
+    scores = judge(replace(trained, coding=data.coding), judged, compute, workers)
     return {"split": judged.name, **scores.to_dict(trained.classes)}
 
 
 def looked_through(data: Folder, trained: Trained, workers: int, exif: str = "auto") -> Folder:
-    """The folder, once the masks of what is judged have been looked at; they are coded as the training's."""
-    data = replace(data, coding=trained.coding)
+    """The folder, once the masks of what is judged have been looked at; they are coded as the training's, but that 255
+    may be a shade where no mask of the training had it."""
+    coding = trained.coding if trained.ignores else replace(trained.coding, ignore_index=None)
+    data = replace(data, coding=coding)
     known = {"classes": len(trained.classes), "exif": exif, "depth": trained.depth}
     census = checked(data, (data.judged.name,), workers, **known)
+    data = census.applied(data)
     labels = np.array(sorted(census.labels[data.judged.name]), np.int32)
     there = {number for number in data.coding.classes(labels).tolist() if number >= 0}
     if len(there) == 1 and data.coding.ignored in labels:
         name = trained.classes[there.pop()]
         say(f"note: on these masks {name} alone counts: label {data.coding.ignored} is ignored, as in the training")
-    return census.applied(data)
+    return data
 
 
 def judge(trained: Trained, pairs: Pairs, compute: Compute, workers: int) -> Scores:

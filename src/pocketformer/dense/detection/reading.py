@@ -70,14 +70,15 @@ def read(
         raise UserError(f"{file}: its images should be in {folder}, which is not there")
     if with_masks is None:
         with_masks = any(a.get("segmentation") for a in content["annotations"] if not flag(a.get("iscrowd")))
-    listed = _listed(content["images"], ImageFiles(folder, file), faults)
+    listed, owners = _listed(content["images"], ImageFiles(folder, file), faults)
     if not listed:
+        faults.settle(skip)
         raise UserError(f"{file} lists no image that can be used: the split is empty")
     found = look_at([image.path for image in listed if image.path], workers, progress)
     headers = dict(zip((image.id for image in listed if image.path), found, strict=True))
     frames = _frames(listed, headers, exif, faults)
     sizes = {image.id: frames[image.id][0] if image.id in frames else image.size for image in listed}
-    things = _things(content["annotations"], sizes, numbers, with_masks, faults)
+    things = _things(content["annotations"], sizes, owners, numbers, with_masks, faults)
     faults.settle(skip)
     given = {image.id: whole(image.id) for image in listed}
     pictures = []
@@ -148,26 +149,35 @@ def _classes(
     return {number: classes[number] for number in sorted(classes)}, ids
 
 
-def _listed(given: list[dict], files: ImageFiles, faults: Faults) -> list[_Listed]:
+def _listed(given: list[dict], files: ImageFiles, faults: Faults) -> tuple[list[_Listed], dict[str, str]]:
+    """The images; and by the ids of all entries those of the first ones that name the same file."""
     found: dict[str, _Listed] = {}
-    owners: dict[Path, str] = {}
+    owners: dict[Path, _Listed] = {}
+    same: dict[str, str] = {}
     for place, image in enumerate(given):
         number, name = key(image.get("id")), image.get("file_name")
         sides = [image.get("height"), image.get("width")]
         size = None if None in sides else tuple(side_of(side) for side in sides)
         good = number is not None and isinstance(name, str) and name and (size is None or None not in size)
-        if not good or number in found:
+        if not good or number in same:
             faults.add("image", "without an id of their own, file_name, height and width", f"entry {place}")
             continue
         path, where = files.find(name)
-        if path is not None and owners.setdefault(path, name) != name:
-            where, path = f"{where}, which is that of {owners[path]} too", None
+        if (owner := owners.get(path)) is not None:
+            if (owner.name, owner.size) == (name, size):
+                same[number] = owner.id
+                faults.mend("image", "listed again by another id, taken as one with all objects", f"{number} ({name})")
+                continue
+            where, path = f"{where}, which is that of {owner.name} too", None
         elif path is not None and not files.is_plain(name, path):
             faults.mend("image", "found by the end of their names alone", f"{name} is {path}")
         if size is None:
             faults.mend("image", "without height and width; those of the file are taken", name)
         found[number] = _Listed(number, name, size, path, where)
-    return list(found.values())
+        same[number] = number
+        if path is not None:
+            owners[path] = found[number]
+    return list(found.values()), same
 
 
 def _frames(
@@ -216,12 +226,19 @@ def _images(count: int) -> str:
 
 
 def _things(
-    given: list[dict], sizes: dict[str, masks.Size | None], numbers: dict[str, int], with_masks: bool, faults: Faults
+    given: list[dict],
+    sizes: dict[str, masks.Size | None],
+    owners: Mapping[str, str],
+    numbers: dict[str, int],
+    with_masks: bool,
+    faults: Faults,
 ) -> dict[str, list[Thing]]:
     found: dict[str, list[Thing]] = {number: [] for number in sizes}
     boxes: list[tuple[Box, masks.Size]] = []
+    useless: list[tuple[str, str]] = []
     for place, entry in enumerate(given):
-        number, image, box = entry.get("id", f"entry {place}"), key(entry.get("image_id")), box_of(entry.get("bbox"))
+        number, box = entry.get("id", f"entry {place}"), box_of(entry.get("bbox"))
+        image = owners.get(key(entry.get("image_id")))
         name, category = f"annotation {number} (image {entry.get('image_id')})", key(entry.get("category_id"))
         if not isinstance(number, int | float | str) or box is None:
             faults.add("annotation", _FORM, name)
@@ -230,14 +247,21 @@ def _things(
         elif category not in numbers:
             faults.add("annotation", _CLASS, f"{name}: category {entry.get('category_id')!r}")
         elif box[2] <= 0 or box[3] <= 0:
-            faults.add("annotation", _EMPTY, f"{name}: {box[2]:g} x {box[3]:g} px")
+            useless.append((_EMPTY, f"{name}: {box[2]:g} x {box[3]:g} px"))
         elif (size := sizes[image]) is not None:  # else the image cannot be used, and its objects go with it
             boxes.append((box, size))
             within = clipped(box, size)
             if min(within[2:]) <= 0:
-                faults.add("annotation", _OUTSIDE, name)
+                useless.append((_OUTSIDE, name))
             elif thing := _thing(entry, number, numbers[category], (box, within), size, with_masks, name, faults):
                 found[image].append(thing)
+    for image in {owner for number, owner in owners.items() if number != owner}:  # its objects may be there twice
+        found[image] = list({(thing.category, thing.box): thing for thing in found[image]}.values())
+    for kind, name in useless:  # a few are slips; of most it would be another form of box
+        if 2 * len(useless) > len(given):
+            faults.add("annotation", kind, name)
+        else:
+            faults.mend("annotation", f"{kind}, left out", name)
     if why := strange(boxes):
         raise UserError(f"{faults.source}: its boxes are not COCO's: {why}")
     return found

@@ -17,7 +17,7 @@ from pocketformer.dense import orientation
 from pocketformer.dense.segmentation.folders import Folder, Pairs
 from pocketformer.dense.segmentation.labels import Coding
 from pocketformer.dense.segmentation.maskfiles import Coloured, Lossy, MaskFile, open_mask
-from pocketformer.dense.segmentation.meaning import Values, decide, look_at, shades_of
+from pocketformer.dense.segmentation.meaning import Values, decide, look_at, refuse_mixed, shades_of
 from pocketformer.errors import UserError
 from pocketformer.progress import say
 from pocketformer.training.colours import UNKNOWN, Seen, see
@@ -132,6 +132,7 @@ def take_census(
         every.add(found.values)
     coding = None if num_classes is None else shades_of(folder.source, every, folder.coding, num_classes)
     coding, notes = coding or (folder.coding, [])
+    refuse_mixed(folder.source, every.palettes, listed=num_classes is not None)
     _refuse(folder, seen, num_classes, labels=not coding.values or coding == folder.coding)
     if num_classes is None:
         coding, notes = decide(folder.source, every, coding)
@@ -251,13 +252,12 @@ def _look(pairs: Pairs, row: int, coding: Coding, num_classes: int | None, depth
 
 
 def _values(mask: MaskFile, num_classes: int | None) -> Values:
+    palettes = {value: {colour} for value, colour in mask.palette.items()}
     if num_classes is None and not mask.bits:
-        found = look_at(mask.labels)
-        found.palettes = {value: {colour} for value, colour in mask.palette.items()}
-        return found
+        return replace(look_at(mask.labels), palettes=palettes)
     values, counts = np.unique(mask.labels, return_counts=True)
     counted = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    return Values(bits=counted) if mask.bits else Values(counted)
+    return Values(bits=counted) if mask.bits else Values(counted, palettes=palettes)
 
 
 def _drawn(stored: orientation.Size, turn: int, mask: MaskFile) -> str | None:

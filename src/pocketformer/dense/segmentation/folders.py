@@ -14,7 +14,7 @@ from pocketformer.errors import UserError
 from pocketformer.training.colours import UNKNOWN
 from pocketformer.training.depths import Depth
 from pocketformer.training.sources import some, stamp_of
-from pocketformer.training.trees import image_endings, is_litter
+from pocketformer.training.trees import image_endings, is_litter, read_tree
 
 LAYOUTS = (
     "ADE20K: images/training with annotations/training, images/validation with annotations/validation, images/test "
@@ -228,17 +228,14 @@ def _files(source: str, folder: Path, suffixes: Collection[str] | None = None) -
     suffixes = suffixes or image_endings()
     found: dict[str, str] = {}
     twice: list[str] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not is_litter(f))
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if is_litter(name) or suffix.lower() not in suffixes:
-                continue
-            below = Path(os.path.relpath(parent, folder))
-            key = (below / stem).as_posix()
-            if key in found:
-                twice.append((below / name).as_posix())
-            found.setdefault(key, (below / name).as_posix())
+    for path in read_tree(str(folder)).images():
+        name = Path(os.path.relpath(path, folder)).as_posix()
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in suffixes:
+            continue
+        if stem in found:
+            twice.append(name)
+        found.setdefault(stem, name)
     if twice:
         raise UserError(
             f"{source}: {len(twice)} files in {folder.name}/ share their names but for the suffix with "

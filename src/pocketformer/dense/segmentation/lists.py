@@ -14,7 +14,10 @@ _FORMS = (
     re.compile(rf"{_COLOUR}\s*[\s,;:]\s*(?P<name>.+)$"),  # R G B NAME: CamVid's label_colors.txt
 )
 _NUMBERED = re.compile(r"(\d{1,5})\s*[\s,;:=]\s*(?P<name>.*\S)$")
-_COLUMNS = re.compile(r"(pixel|value|label|id|index)[\w ]*[,;\t]", re.IGNORECASE)  # Roboflow's "Pixel Value, Class"
+_LAST = re.compile(r"(?P<name>.*?\S)\s*[\s,;:=]\s*(\d{1,5})$")
+_COLUMNS = re.compile(
+    r"(pixel|value|label|id|index)[\w ]*[,;\t]|(name|class)\w*\W+(label|id|index|value)$", re.IGNORECASE
+)  # Roboflow's "Pixel Value, Class"
 _HEAD = re.compile(
     r"(name|class|label)\w*\W+(r|red)\W+(g|green)\W+(b|blue)$|(r|red)\W+(g|green)\W+(b|blue)\W+\w+$", re.I
 )
@@ -24,9 +27,9 @@ def read_classes(path: Path, coding: Coding) -> tuple[tuple[str, ...], Coding]:
     """Names of classes in the order of the file, one a line, and the coding that it tells.
 
     A line is a name (its label is its place, from 0 on), or a name and its colour (`road 128 64 128`, in either order;
-    also CamVid's, CVAT's and CSV), or a label and a name (`255 person`), all lines alike. Colours and numbered labels
-    named as `VOID` do not count. Of plain names a last one that is of the ignored label is left out. Raises `UserError`
-    in one line.
+    also CamVid's, CVAT's and CSV), or a label and a name (`255 person`; `person 1`, if such are 0 to N - 1), all lines
+    alike. Colours and numbered labels named as `VOID` do not count. Of plain names a last one that is of the ignored
+    label is left out. Raises `UserError` in one line.
     """
     lines = _lines(path)
     if coloured := _coloured(lines):
@@ -35,13 +38,8 @@ def read_classes(path: Path, coding: Coding) -> tuple[tuple[str, ...], Coding]:
             rgb = f"{twice[0] >> 16} {twice[0] >> 8 & 255} {twice[0] & 255}"
             raise UserError(f"class names {path}: colour {rgb} more than once")
         return _without_void(path, names, labels, replace(coding, colours=True))
-    numbered = [_NUMBERED.match(line) for line in lines]
-    if len(lines) > 1 and all(numbered[1:]) and _COLUMNS.match(lines[0]):
-        lines, numbered = lines[1:], numbered[1:]
-    if lines and all(numbered):
-        labels = [int(found.group(1)) for found in numbered]
-        if len(set(labels)) == len(labels):
-            return _without_void(path, [found.group("name") for found in numbered], labels, coding)
+    if numbered := _numbered(lines[1:] if lines and _COLUMNS.match(lines[0]) else lines):
+        return _without_void(path, *numbered, coding)
     _refuse_twice(path, lines)
     if not lines:
         raise UserError(f"class names {path}: the file is empty; write one name a line")
@@ -77,8 +75,21 @@ def _coloured(lines: list[str]) -> tuple[list[str], list[int]] | None:
     return None
 
 
+def _numbered(lines: list[str]) -> tuple[list[str], list[int]] | None:
+    """Names and labels, if all lines have both: the label first; or last, where these are but 0 to N - 1 (else a number
+    at the end belongs to a name)."""
+    for form in (_NUMBERED, _LAST):
+        found = [form.match(line) for line in lines]
+        if lines and all(found):
+            names, labels = [match.group("name") for match in found], [_numbers(match)[0] for match in found]
+            plain = form is _LAST and (sorted(labels) != [*range(len(lines))] or len(set(names)) < len(names))
+            if len(set(labels)) == len(labels) and not plain:
+                return names, labels
+    return None
+
+
 def _numbers(match: re.Match) -> list[int]:
-    """The three that are not the name."""
+    """Those that are not the name."""
     name = match.re.groupindex["name"]
     return [int(value) for place, value in enumerate(match.groups(), 1) if place != name]
 

@@ -74,12 +74,12 @@ def _decoded(image: Image.Image, coding: Coding) -> MaskFile:
     labels = _grey(image) if grey else _of_equal_channels(image)
     palette = np.array(image.getpalette("RGB") or [] if image.mode in ("P", "PA") else [], np.int32).reshape(-1, 3)
     there = np.unique(labels)
-    if len(palette) > there[-1] and (palette == palette[:, :1]).all():
+    if len(palette) > max(there[-1], 0) and (palette == palette[:, :1]).all():
         # As GIF writes grey: the numbers are those of the shades, in any order.
         shades = palette[there, 0]
         if len(np.unique(shades)) == len(there):
             return MaskFile(palette[labels, 0])
-    colours = {int(i): tuple(palette[i].tolist()) for i in there[there < len(palette)]}
+    colours = {int(i): tuple(palette[i].tolist()) for i in there[(there >= 0) & (there < len(palette))]}
     return MaskFile(labels, image.mode == "1", palette=colours)
 
 

@@ -54,10 +54,13 @@ def look_at(mask: np.ndarray) -> Values:
     return found
 
 
-def decide(source: str, seen: Values, coding: Coding) -> tuple[Coding, list[str]]:
-    """The coding of masks without a list of classes, and notes on what was taken for what. Raises `UserError` in one
-    line for values that are no labels."""
-    mixed = {value: colours for value, colours in seen.palettes.items() if len(colours) > 1}
+def refuse_mixed(source: str, palettes: Mapping[int, set], listed: bool) -> None:
+    """Where a number of indexed masks has several colours: then it is no label. Of masks whose labels are `listed` only
+    where another number has one of them too: palettes may differ, but not what they number."""
+    mixed = {value: colours for value, colours in palettes.items() if len(colours) > 1}
+    if listed:
+        owners = Counter(colour for colours in palettes.values() for colour in colours)
+        mixed = {value: colours for value, colours in mixed.items() if any(owners[colour] > 1 for colour in colours)}
     if mixed:
         value = min(mixed)
         colours = ", ".join(map(str, sorted(mixed[value])[:3]))
@@ -65,6 +68,12 @@ def decide(source: str, seen: Values, coding: Coding) -> tuple[Coding, list[str]
             f"{source}: in its indexed masks a number has other colours from file to file ({value}: {colours}): name "
             "the colours of the classes by --classes FILE (a line each: NAME R G B), or save all as grey labels"
         )
+
+
+def decide(source: str, seen: Values, coding: Coding) -> tuple[Coding, list[str]]:
+    """The coding of masks without a list of classes, and notes on what was taken for what. Raises `UserError` in one
+    line for values that are no labels."""
+    refuse_mixed(source, seen.palettes, listed=False)
     seen = _with_bits(source, seen)
     counts, notes = dict(seen.counts), []
     values = set(counts)
@@ -137,7 +146,7 @@ def _of_values(
             "masks of 0 and 255 alone: two classes" if set(kept) == _BLACK_WHITE else f"{len(kept)} shades as labels"
         )
         which = ", ".join(f"{value} is class {place}" for place, value in enumerate(kept[:6]))
-        more = "" if asked or 255 not in kept else " (to ignore 255: --ignore-index 255)"
+        more = "" if asked or 255 not in kept else " (to ignore 255: train with --ignore-index 255)"
         notes.append(f"{first}: {which}{', …' if len(kept) > 6 else ''}{more}")
         return replace(coding, values=tuple(kept)), notes
     if not asked and coding.ignored in values:
