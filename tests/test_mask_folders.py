@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import shapes
+from asking import ask
 from mask_sets import train
 from pocketformer.dense.segmentation.folders import find_masks
 from pocketformer.dense.segmentation.labels import Coding
@@ -85,6 +86,9 @@ def test_images_and_masks_without_splits_are_for_training(tmp_path):
     answer = train(folder, tmp_path / "run")
     assert answer.json()["split"] == "train"
     assert "note: there is no val or test: the scores are of images that it has learned from" in answer.lines
+    found = ask("segment", "evaluate", "--checkpoint", tmp_path / "run", "--data", folder, "--workers", 0, "--json")
+    assert found.json()["images"] == 3
+    assert f"note: {folder} has no splits: all of its images are judged" in found.err
 
 
 def test_what_is_missing_is_told(tmp_path):

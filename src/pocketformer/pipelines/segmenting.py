@@ -132,6 +132,8 @@ def evaluate_segmenter(checkpoint: str, source: str, compute: Compute, workers: 
         )
     data = looked_through(data, trained, workers, exif)
     judged = data.judged
+    if judged.name == "train":
+        say(f"note: {source} has no splits: all of its images are judged, also those of a training on this folder")
     scores = judge(replace(trained, coding=data.coding), judged, compute, workers)
     return {"split": judged.name, **scores.to_dict(trained.classes)}
 

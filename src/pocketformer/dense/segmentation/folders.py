@@ -64,10 +64,12 @@ class Folder:
 
     @property
     def judged(self) -> Pairs:
-        """Of what results are told: test, or val if there is none."""
+        """Of what results are told: test, or val if there is none; all, where the folder has no splits."""
         for name in ("test", "val"):
             if name in self.splits:
                 return self.splits[name]
+        if (every := self.splits.get("train")) and every.where[0].casefold() in (*_IMAGES, voc.IMAGES):
+            return every
         raise UserError(f"{self.source}: has no val or test images to evaluate on")
 
 
