@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from designed import architectures
 from perturbed import perturb
 from pocketformer import create_model
-from pocketformer.architecture import NAMES, Architecture, Design
+from pocketformer.architecture import NAMES, Architecture, Attention, Design, Stage
 from pocketformer.architecture.layers import sum_costs
 from pocketformer.deploy import export, format_of, fuse
 from pocketformer.devices.candidates import fused, write_chain
@@ -168,9 +168,21 @@ EXPORTED = {
 }
 
 
+def shallow(architecture):
+    """Of each stage the first block, and an attention block between two FFNs: exporters take a while per operator."""
+    stages = [
+        Stage(
+            stage.width,
+            [stage.blocks[0], Attention(), stage.blocks[-1]] if Attention() in stage.blocks else stage.blocks[:1],
+        )
+        for stage in architecture.stages
+    ]
+    return Architecture(stages, architecture.design)
+
+
 @pytest.mark.parametrize("architecture", EXPORTED.values(), ids=EXPORTED)
 def test_exported_files_compute_the_same(architecture, tmp_path):
-    model = perturb(create_model(architecture, 10))
+    model = perturb(create_model(shallow(architecture), 10))
     report = export(model, tmp_path / "model.onnx", smooth_images(model, 4))
     assert report.verified.max_difference <= 1e-3 * report.verified.logits_std  # or it would have been refused
 
