@@ -103,9 +103,19 @@ def raws(root: Path) -> None:
         shutil.copy(root / "a" / "0.png", root / "a" / name)
 
 
+def previews(root: Path) -> None:
+    """Of other programs than Synology's: smaller, so that they are no copies, and of another format."""
+    for image in list(root.rglob("*.png")):
+        folder = image.parent / ("thumbs" if image.parent.name == "a" else "Thumbnails")
+        folder.mkdir(exist_ok=True)
+        Image.open(image).resize((8, 8)).save(folder / f"{image.stem}.jpg")
+
+
 @pytest.mark.parametrize(
     ("folders", "change", "code", "words"),
     [
+        ("a b", previews, 0, ["passed over: 2 folders of thumbnails", "images: 3 in fit, 3 in search, 2 in test"]),
+        ("thumbs a", None, 0, ["2 classes: a, thumbs; images: 3 in fit, 3 in search, 2 in test"]),
         ("a b", raws, 0, ["passed over: 1 .cr2 file, 1 .dng file, 1 .nef file", "images: 3 in fit, 3 in search, 2 in"]),
         (
             "train/a_b train/c val/a\u200b\u00a0b val/C",

@@ -23,6 +23,8 @@ _FOREIGN = {  # what people take for images, by how it begins; Pillow knows none
     b"\x00\x00\x00\x0cJXL ": "JPEG XL",
     b"%PDF": "a PDF document",
     b"<svg": "an SVG drawing",
+    b"<!DOCTYPE html": "a web page",
+    b"version https://git-lfs": "a pointer of Git LFS (`git lfs pull` fetches the image)",
     b"\x93NUMPY": "a NumPy array",
     b"\x89HDF": "an HDF5 file",
     b"\x76\x2f\x31\x01": "OpenEXR",

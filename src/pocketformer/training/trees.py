@@ -47,6 +47,7 @@ _RAW = {
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25", ".kdc", ".mef", ".mos"),
     *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 }
+_THUMBNAILS = re.compile(r"_?(thumb|thumbnail|preview)s?", re.IGNORECASE)
 _RUN = "folder of a run"
 _SIGNS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II\*\x00|MM\x00\*|....ftyp(heic|heix|mif1|avif)", re.DOTALL
@@ -119,6 +120,7 @@ def read_tree(root: str) -> Tree:
             later += _read(tree, seen)
             parent.folders = _sorted([*parent.folders, tree])
         links = later
+    _pass_thumbnails(top)
     _pass_runs(top)
     return top
 
@@ -190,6 +192,21 @@ def _read(top: Tree, seen: set) -> list[tuple[Tree, Tree]]:
                 tree.folders.append(folder)
                 waiting.append(folder)
     return links
+
+
+def _pass_thumbnails(tree: Tree) -> None:
+    """Leaves out folders that are called so and hold what lies around them once more."""
+    stems = {_stem(path) for path in tree.files}
+    for folder in list(tree.folders):
+        if _THUMBNAILS.fullmatch(folder.name) and folder.files and {_stem(path) for path in folder.files} <= stems:
+            tree.folders.remove(folder)
+            tree.passed["folder of thumbnails"] += 1
+        else:
+            _pass_thumbnails(folder)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _pass_runs(tree: Tree) -> None:
