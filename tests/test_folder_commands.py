@@ -103,6 +103,12 @@ def raws(root: Path) -> None:
         shutil.copy(root / "a" / "0.png", root / "a" / name)
 
 
+def others(root: Path) -> None:
+    """The same photographs in another format."""
+    for image in list((root / "a").glob("*.png")):
+        Image.open(image).save(image.with_suffix(".jpg"))
+
+
 def previews(root: Path) -> None:
     """Of other programs than Synology's: smaller, so that they are no copies, and of another format."""
     for image in list(root.rglob("*.png")):
@@ -115,6 +121,7 @@ def previews(root: Path) -> None:
     ("folders", "change", "code", "words"),
     [
         ("a b", previews, 0, ["passed over: 2 folders of thumbnails", "images: 3 in fit, 3 in search, 2 in test"]),
+        ("a b", others, 0, ["4 images are called like another", "--group-by '(.+)\\.\\w+$' keeps"]),
         ("thumbs a", None, 0, ["2 classes: a, thumbs; images: 3 in fit, 3 in search, 2 in test"]),
         ("a b", raws, 0, ["passed over: 1 .cr2 file, 1 .dng file, 1 .nef file", "images: 3 in fit, 3 in search, 2 in"]),
         (

@@ -187,6 +187,12 @@ def _found(
     if loose:
         notes.append(f"not read, as beside the class folders of {source}: {some(loose)}")
     notes += passed_over(layout.used, layout.around)
+    twins = len(paths) - len({os.path.splitext(path)[0] for path in paths})
+    if twins and not all_test:
+        notes.append(
+            f"{twins} image{'s are' if twins > 1 else ' is'} called like another beside it but for the ending; "
+            "if they show the same, --group-by '(.+)\\.\\w+$' keeps them on one side of every split"
+        )
     images = FolderImages(
         root, Strings(path[prefix:] for path in paths), np.array(labels, np.int64), sizes, np.array(inner, np.int64)
     )
