@@ -180,7 +180,22 @@ def test_commands_with_teachers_ask_for_the_order(cli, shop, tmp_path):
     ):
         cli(*command, *given, tmp_path / "out").fails(2, "teacher", "names no classes", "--class-order")
         assert not (tmp_path / "out").exists()
-    cli("train", "--architecture", shop / "shape.json", *given, tmp_path / "out", "--class-order", "timm").succeeds()
+    known = cli("train", "--architecture", shop / "shape.json", *given, tmp_path / "out", "--class-order", "timm")
+    assert "it names no classes; the data's are taken in --class-order timm" in known.succeeds().err
+
+
+def test_a_published_head_is_matched_by_name_not_by_number(monkeypatch, tmp_path):
+    """A thousand folders are not ImageNet's for being a thousand."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False: create(name))
+    for names in ([f"bird {i:03}" for i in range(1000)], [f"{i:04}" for i in range(1000)]):
+        given = ("mobilenetv3_small_050.lamb_in1k", tuple(names), (64, 64))
+        with pytest.raises(UserError, match=rf"published with.*\({names[0]}, .*synsets.*--class-order FILE"):
+            load_teacher(*given)
+    text = tmp_path / "config.json"  # as Hugging Face's
+    text.write_text(json.dumps({"id2label": {str(row): name for row, name in enumerate(names)}}))
+    for order in (str(text), "sorted"):
+        assert load_teacher(*given, ClassOrder.parse(order)).num_classes == 1000
 
 
 def test_a_file_of_lower_precision_is_judged_in_the_order_that_is_known(cli, shop, tmp_path):

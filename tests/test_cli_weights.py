@@ -117,7 +117,7 @@ def test_training_begins_with_a_folder_of_ours(cli, files_of_weights, tmp_path):
         source = perturb(create_model(shape, classes, (96, 64)))
         source.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
         folder, out = tmp_path / f"source{classes}", tmp_path / f"out{classes}"
-        save_model(folder, source, tuple("abcd"[:classes]), {})
+        save_model(folder, source, ("dark", "grey", "light", "white")[:classes], {})
         answer = cli(*train, "--init", folder, "--out", out)
         assert answer.code == 0, answer.err
         assert words in answer.err

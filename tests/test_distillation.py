@@ -200,7 +200,7 @@ def test_the_papers_teacher_has_deits_weights(monkeypatch):
 
     asked = []
     monkeypatch.setattr(timm, "create_model", create)
-    load_teacher("regnety_160", tuple(map(str, range(1000))), SIZE)
+    load_teacher("regnety_160", tuple(timm.data.ImageNetInfo("imagenet-1k").label_names()), SIZE)
     assert asked == [("regnety_160.deit_in1k", {"pretrained": True})]
     assert timm.get_pretrained_cfg("regnety_160.deit_in1k").url.endswith("/deit/regnety_160-a5fe301d.pth")
     with pytest.raises(UserError, match="knows 1000 classes, the data has 3"):

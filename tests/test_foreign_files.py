@@ -3,7 +3,11 @@
 import argparse
 import collections
 import logging
+import pickle
 import random
+import struct
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +146,87 @@ def test_programs_and_whole_networks_end_in_one_line(cli, shop, tmp_path):
     cli(*given, tmp_path / "module.pth").fails(2, "a whole pickled torch.nn", "Linear", "state_dict()")
     two = {f"net_{k}.{n}": t + i for i, k in enumerate("ab") for n, t in torch.load(shop / "plain.pth").items()}
     cli(*given, saved(tmp_path / "two.pth", two)).fails(2, "several networks (net_a and net_b)")
+
+
+WRITTEN = {
+    "Python's pickle": lambda s, path: path.write_bytes(pickle.dumps(s)),
+    "pickle among others": lambda s, path: path.write_bytes(pickle.dumps({"net": s, "out": Path("/x")}, 2)),
+    "safetensors under another name": lambda s, path: save_file(s, path),
+    "sets as keys": lambda s, path: torch.save({"net": s, "groups": {frozenset((1, 2)): {"a"}}}, path),
+    "packed again": lambda s, path: repacked(s, path),
+    "a datamodule's names": lambda s, path: torch.save(
+        {"state_dict": s, "datamodule_hyper_parameters": {"classes": ["dark", "grey", "light"]}}, path
+    ),
+}
+
+
+def repacked(state, path):
+    torch.save(state, path.with_suffix(".zip"))
+    with zipfile.ZipFile(path.with_suffix(".zip")) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+
+
+def test_other_writers_files_are_evaluated(cli, shop, tmp_path):
+    given = ["--architecture", shop / "shape.json", "--data", shop / "data", "--workers", 0, "--json", "--checkpoint"]
+    state = torch.load(shop / "plain.pth")
+    expected = cli("evaluate", *given, shop / "plain.pth").json()["loss"]
+    for number, (form, write_to) in enumerate(WRITTEN.items()):
+        write_to(state, tmp_path / f"{number}.pth")
+        answer = cli("evaluate", *given, tmp_path / f"{number}.pth")
+        assert answer.json()["loss"] == pytest.approx(expected, rel=1e-6), form
+        assert ("names no classes" in answer.err) == (form != "a datamodule's names"), form
+    for number, bad in enumerate((float("nan"), float("inf"))):
+        file = saved(tmp_path / f"bad{number}.pth", {**state, "norm.weight": state["norm.weight"] * bad})
+        cli("evaluate", *given, file).fails(2, "norm.weight is not finite")
+
+
+def archived(path, opcodes: bytes):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + opcodes)
+
+
+def bomb(path):
+    """As the archive's directory says."""
+    archived(path, b"}.")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\x01\x02") + 24
+    data[place : place + 4] = struct.pack("<I", 2**31)
+    path.write_bytes(data)
+
+
+def nested(state):
+    state["config"] = state
+    return state
+
+
+# Small files that ask for much memory or time; the first are refused, the others hold weights all the same.
+GREEDY = {
+    "a bomb": lambda s, path: bomb(path),
+    "bytes": lambda s, path: archived(path, b"\x96" + struct.pack("<Q", 2**45) + b"."),
+    "nested": lambda s, path: archived(path, b"}K\x01\x85" + b"2\x86" * 60 + b"K\x01s."),
+    "a storage's name": lambda s, path: archived(path, b"K\x00cx\nFloatStorage\nK\x01\x85" + b"2\x86" * 60 + b"\x87Q."),
+    "repeated": lambda s, path: torch.save(s | {"stem.conv1.conv.weight": torch.ones(1).expand(8, 2**40, 3, 3)}, path),
+    "a number": lambda s, path: torch.save({"model": s, 2**40000: {"a": torch.ones(1)}}, path),
+    "a loop": lambda s, path: torch.save(nested({"model": s, "x": Path("/x")}), path),
+    "JSON": lambda s, path: torch.save({"model": s, "classes": "[" * 200000}, path),
+    "a name": lambda s, path: torch.save(s | {"a." * 200000: torch.ones(1)}, path),
+}
+
+
+def test_small_files_that_ask_for_much(cli, shop, tmp_path):
+    given = ["evaluate", "--architecture", shop / "shape.json", "--data", shop / "data", "--workers", 0, "--checkpoint"]
+    for number, (form, write_to) in enumerate(GREEDY.items()):
+        path = tmp_path / f"{number}.pth"
+        write_to(torch.load(shop / "plain.pth"), path)
+        begun, answer = time.monotonic(), cli(*given, path)
+        assert time.monotonic() - begun < 10, form
+        if number < 5:
+            words = {"a bomb": "would unpack to 2.0 GiB", "nested": "holds no weights"}
+            answer.fails(2, words.get(form, "cannot be read"))
+        else:
+            assert answer.succeeds().out.startswith("accuracy"), form
+        path.unlink()
 
 
 # --- in Python

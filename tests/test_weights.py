@@ -183,7 +183,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "code": (saved(folder / "code.pth", {"model": official, "x": Payload(proof)}), "posix.mkdir.* not loaded"),
         "bare code": (folder / "bare.pkl", "pickled posix.mkdir.* not loaded"),
         "bare code, old": (folder / "old.pkl", "pickled posix.mkdir.* not loaded"),
-        "code as safetensors": (folder / "bare.safetensors", "cannot be read"),
+        "code as safetensors": (folder / "bare.safetensors", "pickled posix.mkdir.* not loaded"),
         "a whole module": (saved(folder / "module.pth", tiny()), "Network.* not loaded; save the state dict"),
         "cut safetensors": (folder / "part.safetensors", "cannot be read"),
         "stated resolution": (folder / "resolution.safetensors", "resolution"),

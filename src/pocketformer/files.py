@@ -175,7 +175,7 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
         raise UserError(f"{what} not found: {path}") from None
     except IsADirectoryError:
         raise UserError(f"{what} is a folder, not a file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers too long, of depth
         raise UserError(f"{what} is not valid JSON: {path} ({error})") from None
 
 

@@ -308,7 +308,9 @@ def _misfit(found: torch.Tensor, wanted: torch.Tensor) -> list[str]:
     if not tables.is_plain(found) or found.is_floating_point() != wanted.is_floating_point():
         kind = found.dtype if found.layout is torch.strided else found.layout
         return [f"of another kind ({str(kind).removeprefix('torch.')})"]
-    return [] if found.shape == wanted.shape else [f"{_text(found)}, not {_text(wanted)}"]
+    if found.shape != wanted.shape:
+        return [f"{_text(found)}, not {_text(wanted)}"]
+    return [] if found.is_meta or bool(found.isfinite().all()) else ["not finite (NaN or infinite values)"]
 
 
 def _text(tensor: torch.Tensor) -> str:

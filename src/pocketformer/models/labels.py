@@ -11,18 +11,21 @@ _KEYS = (
     *("label_names", "classes", "class_names", "CLASSES", "class_to_idx", "idx_to_class", "id2label", "label2id"),
     *("class_to_index", "index_to_class", "idx2label", "label2idx", "labels", "categories", "names"),
 )
-_AROUND = ("pretrained_cfg", "meta", "dataset_meta", "hyper_parameters", "hparams", "args", "config", "cfg", "info")
+_AROUND = (
+    *("pretrained_cfg", "meta", "dataset_meta", "hyper_parameters", "datamodule_hyper_parameters", "hparams", "args"),
+    *("config", "cfg", "info"),
+)
 _NUMBERED = re.compile(r"LABEL_\d+")  # Hugging Face's where nobody gave names
 
 
-def stated(value: Any, deep: bool = True) -> tuple[str, ...] | None:
+def stated(value: Any, depth: int = 4) -> tuple[str, ...] | None:
     """The names in a file's plain values, in the order of its classifier's rows; None if there are none."""
     found = _mapping(value)
     for key in _KEYS:
         if key in found and (names := listed(found[key])) is not None:
             return names
-    for key in _AROUND if deep else ():
-        if key in found and (names := stated(found[key])) is not None:
+    for key in _AROUND if depth else ():
+        if key in found and (names := stated(found[key], depth - 1)) is not None:
             return names
     return None
 
@@ -32,7 +35,7 @@ def listed(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if isinstance(value, Placeholder):
         value = value.entries or value.items or value.attributes
@@ -48,7 +51,7 @@ def _mapping(value: Any) -> Mapping:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     value = value.attributes if isinstance(value, Placeholder) else value
     return value if isinstance(value, Mapping) else {}

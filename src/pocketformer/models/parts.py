@@ -21,6 +21,7 @@ _BESIDE = re.compile(
     r"(_.*)?|loss.*|teacher.*|ema.*|.*_ema|mixup.*|normali[sz]er?|pixel_mean|pixel_std|mean|std)(\..*)?"
     r"|(.*\.)?(total_ops|total_params|n_averaged|__.*__)"
 )
+_LONGEST = 1000  # characters of a name that may be a network's
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # inside of names, of single layers
 
 
@@ -44,7 +45,9 @@ def flat(value: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             continue
         seen.add(id(found))
         for key, inner in found.items():
-            name = home + str(key)
+            key = str(key) if isinstance(key, int) and abs(key) < 2**64 else key
+            if not isinstance(key, str) or len(name := home + key) > _LONGEST:  # no network's
+                continue
             if isinstance(inner, torch.Tensor):
                 tensors[name], homes[name] = inner, home
             else:

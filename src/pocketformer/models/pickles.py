@@ -10,12 +10,16 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import torch
 
+_KEYS = str | bytes | int | float | None  # what is hashed as it is: the hash of nested tuples may take for ever
+_EXPANDED = 2**24  # elements of a tensor that repeats those of its storage
+_SWOLLEN = 2**28  # bytes that an archive may unpack to beyond four times its own
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files that are no archives, before torch 1.6
 # What no honest file of weights names. Here it could do nothing either: this is for the person to know.
 _CODE = re.compile(
@@ -55,13 +59,23 @@ class Placeholder:
 @dataclass(frozen=True)
 class _Storage:
     data: bytearray
-    dtype: torch.dtype | None  # None: bytes, whose type each tensor says
+    dtype: torch.dtype | None  # None: bytes, whose type each tensor says; or of a kind that is not read
 
 
 def read(path: Path) -> tuple[Any, tuple[str, ...]]:
     """What a file of torch holds, and all that it names, in order. Raises an exception of any kind for another file."""
     with open(path, "rb") as file:
         return _archive(file) if zipfile.is_zipfile(file) else _bare(file)
+
+
+def swollen(path: Path) -> int | None:
+    """The bytes that an archive would unpack to, where they are many more than those of the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return None
+    return size if size > _SWOLLEN + 4 * path.stat().st_size else None
 
 
 def is_program(path: Path) -> bool:
@@ -87,12 +101,11 @@ def _archive(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
         storages: dict[str, _Storage] = {}
 
         def storage(identity: tuple) -> _Storage:
-            kind, key = identity[1].path, str(identity[2])
+            kind, key = identity[1].path, identity[2]
+            if not isinstance(key, str | int):
+                raise ValueError("a storage without a name")
             if key not in storages:
-                info = archive.getinfo(f"{root}data/{key}")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError("a compressed storage")
-                storages[key] = _Storage(bytearray(archive.read(info)), _dtype(kind))
+                storages[key] = _Storage(bytearray(archive.read(f"{root}data/{key}")), _dtype(kind))
             return storages[key]
 
         reader = _Reader(io.BytesIO(archive.read(inside)), storage)
@@ -100,7 +113,7 @@ def _archive(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
 
 
 def _bare(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
-    """One pickle after another, then the storages' bytes."""
+    """One pickle after another, then the storages' bytes; or a single pickle, as Python's `pickle` writes it."""
     left = file.seek(0, io.SEEK_END)
     file.seek(0)
     storages: dict[str, _Storage] = {}
@@ -108,7 +121,7 @@ def _bare(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
     def storage(identity: tuple) -> _Storage:
         nonlocal left
         if identity[0] != "storage":
-            return Placeholder(str(identity[0]))
+            return Placeholder("source")
         _, kind, key, _, count, view = identity
         if view is not None:
             raise ValueError("a view of a storage")
@@ -121,8 +134,12 @@ def _bare(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
             storages[key] = _Storage(bytearray(size), dtype)
         return storages[key]
 
-    magic, version, _ = (_Reader(file, storage).load() for _ in range(3))
-    if (magic, version) != (_MAGIC, _VERSION):
+    reader = _Reader(file, storage)
+    value = reader.load()
+    if not isinstance(value, int):
+        return value, tuple(reader.names)
+    version, _ = (_Reader(file, storage).load() for _ in range(2))
+    if not isinstance(version, int) or (value, version) != (_MAGIC, _VERSION):
         raise ValueError("no file of torch")
     reader = _Reader(file, storage)
     value = reader.load()
@@ -136,7 +153,7 @@ def _bare(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
 
 def _dtype(kind: str) -> torch.dtype | None:
     name = kind.rpartition(".")[2].removesuffix("Storage")
-    return None if name == "Untyped" else _DTYPES[name]
+    return _DTYPES.get(name)
 
 
 class _Reader(pickle._Unpickler):  # Python's own: every step of it can be read, and those below are replaced
@@ -191,18 +208,25 @@ class _Reader(pickle._Unpickler):  # Python's own: every step of it can be read,
 
     def _set(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _entries(self.stack[-1])[key] = value
+        _entries(self.stack[-1])[_key(key)] = value
 
     def _sets(self) -> None:
         values = self.pop_mark()
-        _entries(self.stack[-1]).update(zip(values[::2], values[1::2], strict=True))
+        _entries(self.stack[-1]).update(_pairs(zip(values[::2], values[1::2], strict=True)))
 
-    def _add(self) -> None:
-        values, made = self.pop_mark(), self.stack[-1]
-        if isinstance(made, set):
-            made.update(values)
-        else:
-            _items(made).extend(values)
+    def _dict(self) -> None:
+        values = self.pop_mark()
+        self.append(dict(_pairs(zip(values[::2], values[1::2], strict=True))))
+
+    def _empty_set(self) -> None:  # a list does
+        self.append([])
+
+    def _frozen_set(self) -> None:
+        values = self.pop_mark()
+        self.append(values)
+
+    def _bytes(self) -> None:  # Python's takes the memory for any length that is stated
+        self.append(self.read(struct.unpack("<Q", self.read(8))[0]))
 
     for _code, _step in (
         (pickle.REDUCE, _reduce),
@@ -213,7 +237,11 @@ class _Reader(pickle._Unpickler):  # Python's own: every step of it can be read,
         (pickle.APPENDS, _appends),
         (pickle.SETITEM, _set),
         (pickle.SETITEMS, _sets),
-        (pickle.ADDITEMS, _add),
+        (pickle.ADDITEMS, _appends),
+        (pickle.DICT, _dict),
+        (pickle.EMPTY_SET, _empty_set),
+        (pickle.FROZENSET, _frozen_set),
+        (pickle.BYTEARRAY8, _bytes),
     ):
         dispatch[_code[0]] = _step
 
@@ -230,6 +258,14 @@ def _entries(made: Any) -> dict:
     return made if isinstance(made, dict) else made.entries
 
 
+def _key(key: Any) -> Any:
+    return key if isinstance(key, _KEYS | Name | Placeholder | torch.Tensor) else Placeholder(type(key).__name__)
+
+
+def _pairs(entries: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    return ((_key(key), value) for key, value in entries)
+
+
 def _made(kind: Any, arguments: tuple) -> Any:
     """What calling a name stands for: tensors, the collections of Python, else a placeholder."""
     if not isinstance(kind, Name):
@@ -240,20 +276,23 @@ def _made(kind: Any, arguments: tuple) -> Any:
             return _tensor(*arguments[:4])
         case "torch._utils._rebuild_tensor_v3":
             return _tensor(*arguments[:4], vars(torch).get(arguments[6].path.removeprefix("torch.")))
+        case "torch._utils._rebuild_sparse_tensor" if len(arguments[1]) == 4:  # no network's, which is told by its name
+            return torch.sparse_coo_tensor(*arguments[1][:3], check_invariants=True)
         case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
             return first
         case "torch._tensor._rebuild_from_type_v2":
             return _made(first, tuple(arguments[2]))
         case "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" | "builtins.dict":
-            return dict(first) if isinstance(first, list | dict) else {}
-        case "builtins.set" | "builtins.frozenset":
-            return set(first or ())
-        case "builtins.list" | "collections.deque":
-            return list(first or ())
+            entries = first.items() if isinstance(first, dict) else first if isinstance(first, list) else ()
+            return dict(_pairs(entries))
+        case "builtins.set" | "builtins.frozenset" | "builtins.list" | "collections.deque":
+            return [*first] if isinstance(first, list | tuple) else []
         case "builtins.tuple" | "torch.Size":
-            return tuple(first or ())
-        case "_codecs.encode":
-            return str(first).encode("latin1")
+            return tuple(first) if isinstance(first, list | tuple) else ()
+        case "_codecs.encode" if isinstance(first, str):
+            return first.encode("latin1")
+        case "torch.storage._load_from_bytes" if isinstance(first, bytes):  # a storage in one of Python's pickles
+            return _bare(io.BytesIO(first))[0]
         case "copyreg._reconstructor" if isinstance(first, Name):  # of the oldest pickles: class, base, its value
             held = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], dict) else {}
             return Placeholder(first.path, entries=dict(held))
@@ -262,8 +301,12 @@ def _made(kind: Any, arguments: tuple) -> Any:
 
 def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, dtype: torch.dtype | None = None):
     dtype = dtype or storage.dtype
-    if not isinstance(dtype, torch.dtype) or min((offset, *size, *stride)) < 0:
-        raise pickle.UnpicklingError("a tensor of no type or size")
+    if not isinstance(dtype, torch.dtype):
+        return Placeholder("a tensor of another kind")
+    if min((offset, *size, *stride)) < 0:
+        raise pickle.UnpicklingError("a tensor of no size")
+    if math.prod(size) > max(_EXPANDED, len(storage.data) // dtype.itemsize):
+        raise pickle.UnpicklingError("a tensor of more elements than its storage")
     if not math.prod(size):
         return torch.empty(tuple(size), dtype=dtype)
     whole = torch.frombuffer(storage.data, dtype=dtype, count=len(storage.data) // dtype.itemsize)

@@ -1,10 +1,9 @@
 """Weight files of any origin, read into a flat dict of tensors. A file is data: nothing in it is ever executed."""
 
-import argparse
 import json
+import math
 import os
 import pickletools
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,7 +59,7 @@ def read(path: str | os.PathLike, ema: bool = False) -> Weights:
         path = _in_folder(path)
     if path.name.endswith(INDEX.removeprefix("model")):
         value, header = _shards(path), {}
-    elif path.suffix == ".safetensors":
+    elif _is_safetensors(path):
         value, header = _safetensors(path)
     else:
         value, header = _read_torch(path), {}
@@ -79,6 +78,16 @@ def named(
     names = parts.plain_names(tensors)
     homes = dict(zip(names, homes.values(), strict=True))
     return Weights(dict(zip(names, tensors.values(), strict=True)), resolution, normalisation, classes, (), homes)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By how it begins, whatever it is called: a length of eight bytes, then JSON; not an archive or a pickle."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(9)
+    except OSError:  # told by whoever reads it
+        begins = b""
+    return begins[8:] == b"{" or (path.suffix == ".safetensors" and not begins.startswith((b"PK", b"\x80")))
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -130,7 +139,8 @@ def _stated(
         raise UserError(f"weights {path}: the stated resolution is none") from None
     try:
         values = [tuple(map(float, found[name])) for name in ("mean", "std") if found.get(name) is not None]
-        if values and (len(values) == 1 or len(values[0]) != len(values[1]) or min(values[1]) <= 0):
+        good = all(math.isfinite(value) for value in (*values[0], *values[1])) if len(values) == 2 else not values
+        if not good or (values and (len(values[0]) != len(values[1]) or min(values[1]) <= 0)):
             raise ValueError
     except (ValueError, TypeError):
         raise UserError(f"weights {path}: the stated mean and std are none") from None
@@ -141,7 +151,7 @@ def _header(path: Path, header: dict[str, str]) -> dict[str, Any]:
     """What our files say in their header."""
     try:
         found = json.loads(header.get(HEADER, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UserError(f"weights {path}: the stated resolution is none")
@@ -173,24 +183,16 @@ def _in_folder(path: Path) -> Path:
 
 
 def _read_torch(path: Path) -> Any:
+    """What a torch file holds, or one of Python's pickles. `torch.load` would refuse harmless objects beside the
+    weights, and takes the memory and time that a hostile file asks for."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; what cannot be opened is told apart)
+        path.open("rb").close()
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
     except OSError as error:
         raise UserError(f"weights {path} cannot be read: {error.strerror}") from None
-    try:
-        # The official training files keep their command line, a plain record.
-        with file, torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how the file was written
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a file makes torch raise, whose texts advise to load it unsafely
-        pass
-    return _read_beside(path)
-
-
-def _read_beside(path: Path) -> Any:
-    """As above of a file that torch's careful reader refuses: for other objects beside the weights, or for good."""
+    if size := pickles.swollen(path):
+        raise UserError(f"weights {path} cannot be read: it would unpack to {size / 2**30:,.1f} GiB")
     if pickles.is_program(path):
         raise UserError(f"{path} holds more than weights (TorchScript, which is code): not loaded; {_HOW}")
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.architecture import Architecture, Selection
+from pocketformer.deploy import format_by_name
 from pocketformer.errors import UserError
 from pocketformer.models import Network, weights
 from pocketformer.models.weights import Weights
@@ -47,6 +48,8 @@ def open_start(
     if not Path(init).exists():
         raise UserError(f"--init {init}: no such file or folder")
     folder = _folder(init)
+    if format_by_name(folder) is not None:
+        raise UserError(f"--init {init} is an exported file, from which nothing can be trained: give the run's folder")
     if (search := searched_by(init, shrink)) is not None:
         if search == folder and (folder / "supernet").is_dir() and not shrink:
             say(f"note: {init} has shipped no network (yet): this begins with its supernet's weights")

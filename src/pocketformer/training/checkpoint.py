@@ -170,6 +170,8 @@ def load_file(path: str | os.PathLike, architecture: Architecture) -> tuple[Netw
     for note in loaded.notes:
         say(f"note: {note}")
     classes = found.classes if found.classes is not None and len(found.classes) == len(head) else None
+    if found.classes is not None and classes is None:
+        say(f"note: {path} names {len(found.classes)} classes, its classifier has {len(head)}: the names are not used")
     return model.eval(), {"classes": classes and list(classes), "data": {}}
 
 

@@ -34,7 +34,11 @@ class ClassOrder:
         path = Path(text)
         if not path.is_file():
             raise UserError(f"{OPTION} {text} is neither {TIMM} nor {SORTED}, nor a file with the names of the classes")
-        names = labels.listed(files.read_json(path, OPTION)) if path.suffix == ".json" else _lines(path)
+        if path.suffix == ".json":  # a list, or a configuration that holds one
+            value = files.read_json(path, OPTION)
+            names = labels.stated(value) or labels.listed(value)
+        else:
+            names = _lines(path)
         if names is None:
             raise UserError(
                 f"{OPTION} {text} holds no names of classes: one a line, each once, or a list of them in JSON"

@@ -68,7 +68,7 @@ def _published(name: str, classes: tuple[str, ...], order: ClassOrder | None) ->
     published = timm.get_pretrained_cfg(_PAPERS.get(name, name), allow_unregistered=True)
     if published is None or not published.has_weights:
         raise UserError(f"teacher {name}: timm has no weights of it; give {name}=FILE")
-    rows = _rows(f"teacher {name}", None, published.num_classes, classes, order)
+    rows = _rows(f"teacher {name}", None, published.num_classes, classes, order, published=True)
     if rows is None:  # timm would give it a new head, which knows nothing
         raise UserError(
             f"teacher {name}: knows {published.num_classes} classes, the data has {len(classes)}"
@@ -113,6 +113,9 @@ def _of_file(name: str, file: Path, classes: tuple[str, ...], order: ClassOrder 
             f"teacher {name}: {file} holds no weights of it: {len(wrong)} tensors differ, first {weights.first(wrong)}"
         )
     teacher.load_state_dict({**{n: own[n] for n in counters}, **given})
+    if len(found.classes or ()) != known and known == len(classes) and not _synsets(known, classes):
+        how = f"{class_order.OPTION} {order.rule}" if order else "sorted order"
+        notes.append(f"it names no classes; the data's are taken in {how}")
     for note in notes:
         say(f"note: teacher {name}: {note}")
     if found.normalisation is not None:
@@ -150,19 +153,35 @@ def _classes_of(name: str, file: Path, found: Weights) -> int:
 
 
 def _rows(
-    what: str, named: tuple[str, ...] | None, known: int, classes: tuple[str, ...], order: ClassOrder | None
+    what: str,
+    named: tuple[str, ...] | None,
+    known: int,
+    classes: tuple[str, ...],
+    order: ClassOrder | None,
+    published: bool = False,
 ) -> list[int] | None:
     """Which of a head's `known` classes are the data's, in the data's order; None: they do not fit.
 
-    By the names that the file states; else by ImageNet's synsets, if the data's classes are named so; else by number.
+    By the names that the file states; else by ImageNet's synsets, if the data's classes are named so; else by number,
+    but those of `published` weights, which are no data of this person's, only in an `order` that is given.
     """
+    named = named or _synsets(known, classes)
+    if published and named is None and order is None and known == len(classes):
+        raise UserError(
+            f"{what}: its {known} classes are those it was published with, and nothing says that the data's "
+            f"({few(classes)}) are the same: name the folders by ImageNet's synsets (n01440764, ...), or give "
+            f"{class_order.OPTION} FILE with the data's names in the teacher's order"
+        )
+    return class_order.rows(named, known, classes, order, what, part=True)
+
+
+def _synsets(known: int, classes: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The names of ImageNet's classes in the order of a head of so many, if the data's are among them."""
     from timm.data import ImageNetInfo
 
-    if named is None and (subset := infer_subset(known)) is not None:
-        synsets = tuple(ImageNetInfo(subset).label_names())
-        if set(classes) <= set(synsets):
-            named = synsets
-    return class_order.rows(named, known, classes, order, what, part=True)
+    subset = infer_subset(known)
+    names = () if subset is None else tuple(ImageNetInfo(subset).label_names())
+    return names if names and set(classes) <= set(names) else None
 
 
 def infer_subset(known: int) -> str | None:
