@@ -17,9 +17,9 @@ design: {resolution: 16, stem_strides: [2, 2], stage_strides: [1, 1], attention_
   downsampling: [conv, conv], heads: 2, key_dim: 4, value_dim: 4}
 expansions: [1]
 stages:
-  - {depth: 1, widths: [4, 8]}
-  - {depth: 1, widths: [8]}
-  - {depth: 1, widths: [8], attention: true}
+  - {depth: 1, widths: [8, 16]}
+  - {depth: 1, widths: [16]}
+  - {depth: 1, widths: [24], attention: true}
 """
 
 

@@ -79,7 +79,7 @@ def test_profile_and_benchmark(cli, place, tmp_path, runtime):
     said = cli(*profile).succeeds().err
     assert "verify the export of the smallest network" in said
     assert LatencyTable.load(table).fingerprint["runtime"] == runtime
-    rows = cli("benchmark", place / "shape.json", "--runtime", runtime, "--rounds", 3, "--json").json()["networks"]
+    rows = cli("benchmark", place / "shape.json", "--runtime", runtime, "--rounds", 5, "--json").json()["networks"]
     assert all(row["median_ms"] > 0 for row in rows)
 
 
