@@ -24,11 +24,11 @@ FLOAT32, BOTH, ANY = (), ("--int8", "--dynamic-batch"), ("--dynamic-batch",)
 CELLS = [
     *(("onnx", options) for options in (FLOAT32, BOTH)),
     *(("openvino", options) for options in (FLOAT32, BOTH)),
-    *(("executorch", options) for options in ((FLOAT32, ANY, BOTH) if SLOW else (FLOAT32, ANY))),  # BOTH: 50 s
+    *(("executorch", options) for options in ((FLOAT32, ANY, BOTH) if SLOW else (FLOAT32,))),
     *(("litert", options) for options in (FLOAT32, ("--int8",))),
     *(("coreml", options) for options in (FLOAT32, ("--precision", "float16"))),
-    *(("torch", options) for options in (FLOAT32, ANY)),
-    *(("aotinductor", options) for options in ((FLOAT32, ANY) if SLOW else (FLOAT32,))),
+    *(("torch", options) for options in ((FLOAT32, ANY) if SLOW else (ANY,))),
+    *(("aotinductor", options) for options in ((FLOAT32, ANY) if SLOW else ())),
 ]
 
 
