@@ -92,7 +92,7 @@ def export(
     \b
     Examples:
       pocketformer export --checkpoint runs/mine --data photos --out model.onnx
-      pocketformer export --checkpoint runs/mine --data photos --format openvino --int8 --out model.xml
+      pocketformer export --checkpoint runs/mine --data photos --format openvino --int8 --out my.xml
     """
     from pocketformer.cli.summary import exported
     from pocketformer.pipelines.exporting import ExportSettings, export_checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pocketformer import files, ranks
 from pocketformer.architecture import SearchSpace
+from pocketformer.devices import LatencyTable
 from pocketformer.devices.energy import EnergyTable, Power
 from pocketformer.errors import UserError, WorkError
 from pocketformer.pipelines.costs import CostModel
@@ -17,7 +18,7 @@ from pocketformer.pipelines.scoring import evaluator
 from pocketformer.pipelines.searching import Trajectory
 from pocketformer.pipelines.settings import Budget, stored_size
 from pocketformer.pipelines.supernets import images_of, load_supernet, recalibration, weights_of
-from pocketformer.pipelines.tables import open_table
+from pocketformer.pipelines.tables import warn
 from pocketformer.progress import say, stage
 from pocketformer.runs import Inputs, Run, check_folder, held, read_config
 from pocketformer.search import Objective, Walk
@@ -66,7 +67,7 @@ class Goal:
 
 def cost_model(goal: Goal, space: SearchSpace, num_classes: int) -> CostModel:
     """Raises `UserError` for a table that does not answer for every member of the space."""
-    tables = {name: open_table(file, space) for name, file in goal.tables.items()}
+    tables = {name: LatencyTable.load(file) for name, file in goal.tables.items()}
     for name, table in tables.items():
         check_table(table, str(goal.tables[name]), space, num_classes)
     energy = goal.energy
@@ -104,6 +105,8 @@ def search(
     target = costs.objective(space, goal.limits, goal.min_mes, goal.alphas, goal.form)
     refuse_unreachable(space, costs, target)
     method = asked.of(supernet, target)
+    for name, file in goal.tables.items():  # once nothing of what was asked is refused
+        warn(costs.latencies[f"latency:{name}" if name else "latency"], str(file), space)
     settings = {
         "supernet": str(supernet_folder),
         **goal.to_dict(),
