@@ -239,7 +239,7 @@ def alone_wrong(folder: Path) -> None:
     from pocketformer.errors import UserError
     from pocketformer.pipelines import evaluations
 
-    def evaluate(*arguments: object) -> None:
+    def evaluate(*arguments: object, **options: object) -> None:
         if ranks.rank() == 1:
             raise UserError("this one cannot read the images")
         ranks.wait()

@@ -54,4 +54,5 @@ def _litert(path: str) -> dict[str, str]:
 def _coreml(path: str) -> dict[str, str]:
     import coremltools
 
-    return dict(coremltools.models.MLModel(path, skip_model_load=True).user_defined_metadata)
+    found = coremltools.models.MLModel(path, skip_model_load=True).user_defined_metadata
+    return {name: text for name, text in found.items() if not name.startswith("com.github.apple.coremltools.")}
