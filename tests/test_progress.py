@@ -1,10 +1,13 @@
 """What a person sees while work goes on: never silence, and a line of what is being done."""
 
+import os
+import sys
 import time
 
 import pytest
 
 from pocketformer import progress
+from pocketformer.deploy.quiet import quiet
 from pocketformer.progress import stage
 
 
@@ -27,6 +30,17 @@ def test_work_that_reports_nothing_is_not_silent(quick, capsys):
     assert told[1].startswith("export and verify: ")
     assert told[1].endswith(" so far")
     assert told[-1].startswith("export and verify: done in")
+
+
+def test_a_converter_that_is_kept_quiet_is_not_silent(quick, capfd):
+    """Its own words are for its developers; what tells the person that it is at work is not."""
+    with stage("export and verify"), quiet():
+        print("chatter", file=sys.stderr)
+        os.write(2, b"chatter of native code")
+        time.sleep(0.3)
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) >= 4
+    assert all(line.startswith("export and verify") for line in told)
 
 
 def test_the_line_says_what_is_being_done(quick, capsys):

@@ -3,11 +3,13 @@
 All of it goes to stderr; stdout is for results.
 """
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from pocketformer import ranks
 from pocketformer.files import as_text
@@ -23,11 +25,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """A stream of the same place as stderr: while a converter works, stderr itself is turned off."""
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):  # no file, or closed
+        yield sys.stderr
+        return
+    with open(descriptor, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors) as stream:
+        yield stream
+
+
 class Stage:
     """Progress of one stage: `total` units, `advance` as they are done, `note` for the figures beside the bar."""
 
-    def __init__(self, name: str, total: int | None, done: int = 0):
-        self.name, self.total, self.done, self.text = name, total, done, ""
+    def __init__(self, name: str, total: int | None, done: int = 0, stream: TextIO | None = None):
+        self.name, self.total, self.done, self.text, self._stream = name, total, done, "", stream
         self._first, self._began = done, time.monotonic()
 
     @property
@@ -58,7 +72,7 @@ class _Lines(Stage):
         super().__init__(*args)
         self._closed, self._told = threading.Event(), threading.Lock()
         self._last = time.monotonic()
-        print(f"{self.name} …", file=sys.stderr, flush=True)
+        print(f"{self.name} …", file=self._stream, flush=True)
         self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
         self._thread.start()
 
@@ -71,7 +85,7 @@ class _Lines(Stage):
             if self._closed.is_set() or time.monotonic() - self._last < _LINE_EVERY:
                 return
             self._last = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)
+            print(self._line(), file=self._stream, flush=True)
 
     def _line(self) -> str:
         counted = f"{self.done}/{self.total}" if self.total else str(self.done) if self.done else ""
@@ -85,7 +99,7 @@ class _Lines(Stage):
         self._thread.join()
         if whole:
             took = duration(time.monotonic() - self._began)
-            print(f"{self.name}: done in {took}" + (f" ({self.text})" if self.text else ""), file=sys.stderr)
+            print(f"{self.name}: done in {took}" + (f" ({self.text})" if self.text else ""), file=self._stream)
 
 
 class _Bar(Stage):
@@ -102,7 +116,7 @@ class _Bar(Stage):
             rich.TimeRemainingColumn(),
             rich.TextColumn("{task.fields[note]}"),
         )
-        self._rich = rich.Progress(*columns, console=Console(stderr=True))
+        self._rich = rich.Progress(*columns, console=Console(file=self._stream))
         self._task = self._rich.add_task(self.name, total=self.total, completed=self.done, note="")
         self._rich.start()
 
@@ -118,13 +132,15 @@ class _Bar(Stage):
 @contextmanager
 def stage(name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]:
     """Shows the progress of one stage; `done` units were done by an earlier process."""
-    shown = (Stage if not ranks.first() else _Bar if sys.stderr.isatty() else _Lines)(name, total, done)
-    try:
-        yield shown
-    except BaseException:
-        shown.close(whole=False)
-        raise
-    shown.close(whole=True)
+    kind = Stage if not ranks.first() else _Bar if sys.stderr.isatty() else _Lines
+    with _own_stderr() as stream:
+        shown = kind(name, total, done, stream)
+        try:
+            yield shown
+        except BaseException:
+            shown.close(whole=False)
+            raise
+        shown.close(whole=True)
 
 
 def say(text: str) -> None:
