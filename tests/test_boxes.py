@@ -391,6 +391,7 @@ def test_a_training_on_annotations_by_option_is_judged_and_evaluated(tmp_path):
                *given)  # fmt: skip
     assert told.json()["images"] == 3
     assert "they are told by their names" in told.err
+    assert f"copies of training images in val: 3 of 3 ({folder}/val/1.png of {folder}/train/1.png, …)" in told.err
     again = ask("detect", "evaluate", "--checkpoint", tmp_path / "run", "--annotations", tmp_path / "val.json",
                 "--images", folder / "val", "--workers", 0, "--json").json()  # fmt: skip
     assert again["boxes"] == told.json()["test"]["boxes"]

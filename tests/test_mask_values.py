@@ -3,6 +3,7 @@ predicted is written as the masks were."""
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,14 @@ def binary(truth: np.ndarray) -> list[int]:
     return [int((truth == 0).sum()), int((truth > 0).sum())]
 
 
+def test_scenes_that_are_learned_and_judged_are_told(tmp_path):
+    data = write(tmp_path / "data", black_white, ".png")
+    for part in ("", "annot"):
+        shutil.copy(data / f"train{part}/00.png", data / f"val{part}/again.png")
+    told = train(data, tmp_path / "run").succeeds().err
+    assert f"copies of training images in val: 1 of 2 ({data}/val/again.png of {data}/train/00.png)" in told
+
+
 @pytest.mark.parametrize(
     ("draw", "ending", "save", "names", "note"),
     [
@@ -112,6 +121,7 @@ def test_what_values_mean(draw, ending, save, names, note, tmp_path):
     found = answer.json()
     assert tuple(found["iou"]) == names
     assert note in answer.err
+    assert "copies of training images" not in answer.err
     shapes.write(tmp_path / "plain", {"train": 2, "val": 1}, names=False)
     truth = labels(tmp_path / "plain/valannot/02.png")
     if len(names) == 3:

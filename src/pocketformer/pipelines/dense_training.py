@@ -1,8 +1,9 @@
 """What `detect train` and `segment train` have in common: their settings, and a training that ends in one network."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from safetensors.torch import load_file
@@ -11,10 +12,12 @@ from torch import nn
 from pocketformer import ranks
 from pocketformer.dense.recipe import DenseRecipe
 from pocketformer.pipelines.trained import load_architecture
-from pocketformer.progress import stage
+from pocketformer.progress import say, stage
 from pocketformer.runs import Inputs, Run, held
 from pocketformer.training.compute import Compute
+from pocketformer.training.copies import repeated
 from pocketformer.training.engine import Batches, Job, Task, planned_steps, train
+from pocketformer.training.sources import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,17 @@ class DenseSettings:
 
     def inputs(self) -> Inputs:
         return {"data": None, **held(init=self.init)}
+
+
+def warn_of_copies(learned: Sequence[Path], judged: Sequence[Path], split: str) -> None:
+    """Says how many of the images that results are told of are copies of images that are learned from."""
+    same = repeated(judged, learned) if ranks.first() else []
+    if same:
+        example = f"{shown(str(same[0][0]))} of {shown(str(same[0][1]))}" + (", …" if len(same) > 1 else "")
+        say(
+            f"warning: copies of training images in {split}: {len(same)} of {len(judged)} ({example}); the scores tell "
+            "what was learned by heart there"
+        )
 
 
 def fit(

@@ -18,7 +18,7 @@ from pocketformer.dense.detection.heads import Heads
 from pocketformer.dense.detection.places import Place, chosen, find, locate
 from pocketformer.errors import UserError
 from pocketformer.pipelines.backbones import open_backbone
-from pocketformer.pipelines.dense_training import DenseSettings, fit
+from pocketformer.pipelines.dense_training import DenseSettings, fit, warn_of_copies
 from pocketformer.pipelines.images import few
 from pocketformer.pipelines.trained import load_architecture
 from pocketformer.progress import say, stage
@@ -79,6 +79,7 @@ def train_detector(settings: DetectSettings, out: Path) -> dict:
     images = found.for_training()
     if len(images) < len(found):
         say(f"note: {len(found) - len(images)} of {len(found)} training images show no object; they are left out")
+    warn_of_copies(images.paths, val.paths, "val")
     heads = replace(settings.heads, masks=found.masks)
     torch.manual_seed(settings.seed)
     backbone = open_backbone(described, settings.init, replace(settings.recipe, size=settings.size))

@@ -18,7 +18,7 @@ from pocketformer.dense.segmentation.segmenter import Segmenter
 from pocketformer.dense.segmentation.task import SegmentationTask
 from pocketformer.errors import UserError
 from pocketformer.pipelines.backbones import open_backbone
-from pocketformer.pipelines.dense_training import DenseSettings, fit
+from pocketformer.pipelines.dense_training import DenseSettings, fit, warn_of_copies
 from pocketformer.pipelines.images import few
 from pocketformer.pipelines.segment_folders import Trained, load_segmenter, save_segmenter
 from pocketformer.pipelines.trained import load_architecture
@@ -72,6 +72,9 @@ def train_segmenter(settings: SegmentSettings, out: Path) -> dict:
     _say_absent(census, data, classes)
     if not {"val", "test"} & set(data.splits):
         say("note: there is no val or test: the scores are of images that it has learned from")
+    for name in ("val", "test"):
+        if name in data.splits:
+            warn_of_copies(data.splits["train"].paths, data.splits[name].paths, name)
     torch.manual_seed(settings.seed)
     model = Segmenter(open_backbone(described, settings.init, recipe), len(classes))
     with Run(out, _COMMAND, settings.to_dict(), inputs) as run:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -100,6 +101,16 @@ def told_of_copies(
         )
 
 
+def repeated(files: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Of `files` each that holds the same bytes as one of `others`, with that one."""
+    sizes: dict[int, list[Path]] = {}
+    for other in others:
+        sizes.setdefault(_size(other), []).append(other)
+    near = [file for file in files if _size(file) in sizes and _size(file) > 0]
+    held = {_hashed(other): other for size in {_size(file) for file in near} for other in sizes[size]}
+    return [(file, held[key]) for file in near if (key := _hashed(file)) in held]
+
+
 def told_of_groups(first: np.ndarray, labels: np.ndarray, by: str) -> str:
     """What the person is told of groups."""
     sizes = np.bincount(first[labels >= 0])
@@ -122,6 +133,18 @@ def outside(found: Found, groups: np.ndarray, labels: np.ndarray, by: str | None
     before, given = ("training and the search", " or of validation") if found.search else ("training", "")
     left = f"{out.sum()} image{'s are' if out.sum() > 1 else ' is'} left out of {before}"
     return out, f"{left}: {like} of images in the test split{given}" if out.any() else ""
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # told when it is read
+        return -1
+
+
+def _hashed(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _key(found: Found, by: str) -> Callable[[int], Hashable | None]:

@@ -60,6 +60,10 @@ class CocoSet:
         return self.folder / self.pictures[row].file
 
     @property
+    def paths(self) -> list[Path]:
+        return [self.path(row) for row in range(len(self))]
+
+    @property
     def labels(self) -> dict[int, int]:
         """{category id: label}."""
         return {category: label for label, category in enumerate(self.classes, 1)}

@@ -45,6 +45,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def paths(self) -> list[Path]:
+        """Of the images."""
+        return [self.root / image for image in self.images]
+
 
 @dataclass(frozen=True)
 class Folder:
