@@ -43,6 +43,25 @@ def one_session(monkeypatch):
     monkeypatch.setattr(exporting, "_SESSIONS", 1)
 
 
+@pytest.fixture(scope="module")
+def written() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def converted_once(written, monkeypatch):
+    """For tests of what is done with a file: all get the one that is made of the place's network."""
+    write = onnx_format.write
+
+    def once(module, example, path, precision, *more, **options):
+        if precision not in written:
+            write(module, example, path, precision, *more, **options)
+            written[precision] = path.read_bytes()
+        path.write_bytes(written[precision])
+
+    monkeypatch.setattr(onnx_format, "write", once)
+
+
 def needs(format: str) -> None:
     if format in PARTS:
         pytest.importorskip(PARTS[format])
@@ -71,6 +90,9 @@ def test_a_run_is_exported_and_evaluated(cli, place, format, options):
         accuracy = found["compared"]["accuracy"]
         assert accuracy["float32"]["accuracy"] > 0.9
         assert accuracy["int8"]["images"] == accuracy["float32"]["images"] == 120
+        assert abs(accuracy["int8"]["accuracy"] - accuracy["float32"]["accuracy"]) < 0.1
+        assert {result["split"] for result in accuracy.values()} == {"search"}
+        assert found["compared"]["latency_ratio"] > 0.1
     judged = (
         "evaluate",
         "--checkpoint",
@@ -178,6 +200,7 @@ def used(monkeypatch) -> dict:
     return found
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_all_classes_are_seen_and_no_other_image_is_decoded(cli, place, tmp_path, used):
     out = tmp_path / "model.onnx"
     cli("export", "--checkpoint", place / "run", "--data", place / "data", "--out", out).succeeds()
@@ -209,6 +232,7 @@ def test_int8_is_not_calibrated_on_others_images(cli, place, tmp_path, data, wor
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize(("lost", "options", "code"), [(4, (), 1), (4, ("--max-loss", "4"), 0)])
 def test_int8_that_loses_accuracy_is_not_written(cli, place, tmp_path, monkeypatch, lost, options, code):
     def result(correct):
@@ -232,6 +256,47 @@ def test_int8_that_loses_accuracy_is_not_written(cli, place, tmp_path, monkeypat
         assert out.stat().st_size > 100
 
 
+@pytest.mark.usefixtures("converted_once")
+def test_a_failed_comparison_is_a_note(cli, place, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise WorkError("the runtime crashed")
+
+    monkeypatch.setattr(exporting, "_compared", fail)
+    out = tmp_path / "model.onnx"
+    answer = cli("export", "--checkpoint", place / "run", "--int8", "--out", out).succeeds()
+    assert "note: int8 could not be compared with float32: the runtime crashed" in answer.err
+    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "model.onnx.json"}
+
+
+@pytest.mark.usefixtures("converted_once")
+def test_the_splits_are_those_of_the_training(cli, place, tmp_path):
+    given = ("export", "--checkpoint", place / "run", "--out", tmp_path / "model.onnx", "--seed", 5)
+    cli(*given, "--int8").fails(2, "was trained with --seed 0", "give --seed 0")
+    assert not list(tmp_path.iterdir())
+    cli(*given).succeeds()  # float32 is but compared with PyTorch
+
+
+def test_a_calibration_folder_without_images_is_refused(cli, place, tmp_path):
+    (tmp_path / "empty" / "deep").mkdir(parents=True)
+    (tmp_path / "empty" / "deep" / "notes.txt").write_text("no image")
+    out = tmp_path / "model.onnx"
+    arguments = ["export", "--checkpoint", place / "run", "--int8", "--calibration", tmp_path / "empty", "--out", out]
+    error = cli(*arguments).fails(2).lines[-1]
+    assert error == f"pocketformer: --calibration {tmp_path / 'empty'}: holds no images that can be read (1 files)"
+    assert not out.exists()
+
+
+def test_names_of_other_formats_are_refused(cli, place, tmp_path):
+    arguments = ["export", "--checkpoint", tmp_path / "none", "--format", "torch", "--out", tmp_path / "model.onnx"]
+    cli(*arguments).fails(2, "a file of format torch ends in .pt2")  # before anything is read
+    file = shutil.copytree(place / "run", tmp_path / "run") / "exported" / "model.xml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("<net/>")
+    answer = cli("evaluate", "--checkpoint", file, "--runtime", "onnxruntime", "--data", place / "data")
+    answer.fails(2, "is a file of format openvino, but onnxruntime runs onnx")
+
+
+@pytest.mark.usefixtures("converted_once")
 def test_evaluate_says_the_command_that_writes_the_file(cli, place, tmp_path):
     run = shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("exported"))
     judged = ("evaluate", "--checkpoint", run, "--data", place / "data", "--runtime", "onnxruntime", "--json")
