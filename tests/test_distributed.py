@@ -23,13 +23,14 @@ from pocketformer.training.state import TrainingState
 from pocketformer.training.targets import InPlace, Labels
 from pocketformer.training.tasks import SandwichTask, SingleTask
 from processes import Team, command
+from shop import write_images
 from trainings import SPACE, Steps, assert_equal, go, gradients, model, noisy_brightness
 
 torch.set_num_threads(1)
 
 DESIGN = """\
 name: tiny
-design: {resolution: 28, stem_strides: [2, 1], stage_strides: [2, 2, 1], attention_strides: [1, 1, 1, 1],
+design: {resolution: 16, stem_strides: [2, 1], stage_strides: [2, 1, 1], attention_strides: [1, 1, 1, 1],
   heads: 2, key_dim: 4, value_dim: 4, downsampling_heads: 2, downsampling_key_dim: 4, downsampling_value_dim: 4}
 expansions: [1, 2]
 stages:
@@ -38,14 +39,6 @@ stages:
   - {depth: 1, widths: [8, 12], attention: true}
   - {depth: 1, widths: [12, 16], attention: true}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # sums in one order; the server hands it on
-        patch.syspath_prepend(Path(__file__).parent)
-        yield
 
 
 # --- gradients
@@ -130,20 +123,23 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_that_of_all(tmp_path):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
-    """A space, a table, and a supernet trained by torchrun."""
+    """Images, a space, a table, and a supernet trained by torchrun."""
     folder = tmp_path_factory.mktemp("distributed")
+    write_images(folder / "data" / "train", 96)
+    write_images(folder / "data" / "val", 47, dark=64)  # no two processes have as many
     (folder / "tiny.yaml").write_text(DESIGN)
     space = SearchSpace.load(folder / "tiny.yaml")
-    blocks = space_blocks(space, 10)
+    blocks = space_blocks(space, 3)
     entries = {key: Entry(1e-4 + block.macs() / 1e7) for key, block in blocks.items()}
-    LatencyTable(entries, 1e-3, 0.2, Reference("largest", 1.0), space.name, 10, space.resolution).save(
+    LatencyTable(entries, 1e-3, 0.2, Reference("largest", 1.0), space.name, 3, space.resolution).save(
         folder / "table.json"
     )
     space.smallest.save(folder / "small.json")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["--data", "embedded", "--space", folder / "tiny.yaml", "--epochs", "0.1", "--batch-size", "128"]
+    arguments = ["--data", folder / "data", "--space", folder / "tiny.yaml", "--epochs", "1", "--batch-size", "12"]
     trained = [*launcher, "-m", "pocketformer", "supernet", *arguments, "--out", folder / "supernet"]
-    ran = subprocess.run(list(map(str, trained)), capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(list(map(str, trained)), env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("shared weights") == 1
     assert ran.stderr.count("train the supernet: done") == 1
@@ -179,11 +175,11 @@ def test_two_processes_search_what_one_does_byte_for_byte(shop, tmp_path, walk):
     assert (tmp_path / "2" / "search.jsonl").read_bytes() == cut
 
 
-SHORT = ["--epochs", "0.2", "--batch-size", "128", "--set", "checkpoint_every=3", "--set", "ema=0.5"]
+SHORT = ["--epochs", "1", "--batch-size", "4", "--set", "checkpoint_every=5", "--set", "ema=0.5"]
 
 
 def train(shop: Path, out: Path) -> list:
-    return ["train", "--architecture", shop / "small.json", "--data", "embedded", *SHORT, "--validate", "--out", out]
+    return ["train", "--architecture", shop / "small.json", "--data", shop / "data", *SHORT, "--validate", "--out", out]
 
 
 def test_train_and_evaluate(shop, tmp_path):
@@ -192,30 +188,32 @@ def test_train_and_evaluate(shop, tmp_path):
     result = json.loads(trained.said)
     killed = Team(tmp_path / "killed_o", 2, command, *train(shop, tmp_path / "killed"))
     ledger = tmp_path / "killed" / "work.jsonl"
-    killed.wait(lambda: ledger.exists() and ledger.read_text().count("\n") > 4)
+    killed.wait(lambda: ledger.exists() and ledger.read_text().count("\n") > 5)
     killed.kill()
     assert killed.end() == [-9, -9]
     run(tmp_path / "killed_o", 2, *train(shop, tmp_path / "killed"))
     for name in ("model.safetensors", "best.safetensors", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
-    evaluation = ["evaluate", "--checkpoint", tmp_path / "whole", "--data", "embedded", "--json"]
+    evaluation = ["evaluate", "--checkpoint", tmp_path / "whole", "--data", shop / "data", "--json"]
     found = [json.loads(run(tmp_path / f"e{n}", n, *evaluation).said) for n in (1, 2)]
     assert found[0] == found[1]
-    assert found[0]["images"] == 2000
+    assert found[0]["images"] == 47
     assert found[0]["correct"] == result["test"]["correct"]
 
 
 def test_another_number_of_processes_goes_on(shop, tmp_path):
     team = Team(tmp_path / "o", 2, command, *train(shop, tmp_path / "run"))
     ledger = tmp_path / "run" / "work.jsonl"
-    team.wait(lambda: ledger.exists() and ledger.read_text().count("\n") > 4)
+    team.wait(lambda: ledger.exists() and ledger.read_text().count("\n") > 5)
     team.kill(1)  # the other says so, and ends
     assert team.end() == [1, -9]
     assert team.errors.splitlines()[-1].startswith("pocketformer: another process of this job is gone (")
-    assert checkpoint.load_last(tmp_path / "run" / "last.ckpt")["step"] == 3
+    assert checkpoint.load_last(tmp_path / "run" / "last.ckpt")["step"] in (5, 10)
     run(tmp_path / "o", 1, *train(shop, tmp_path / "run"))
-    assert [line["step"] for line in Lines.read(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == list(range(8))
+    assert [line["step"] for line in Lines.read(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == list(
+        range(12)
+    )
 
 
 def test_mistakes_are_told_once(shop, tmp_path):
@@ -254,10 +252,8 @@ def test_what_one_process_alone_knows_is_told_by_it(tmp_path):
     assert team.errors.splitlines() == ["pocketformer: this one cannot read the images"]
 
 
-def test_processes_that_nobody_started_are_refused(tmp_path):
-    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0"}
-    code = [sys.executable, "-m", "pocketformer", "evaluate", "--checkpoint", str(tmp_path), "--data", "embedded"]
-    ran = subprocess.run(code, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert ran.stderr.startswith("pocketformer: WORLD_SIZE is 2, but this is not torchrun: ")
-    assert ran.stderr.count("\n") == 1
+def test_processes_that_nobody_started_are_refused(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    refused = cli("evaluate", "--checkpoint", tmp_path, "--data", "embedded")
+    refused.fails(2, "WORLD_SIZE is 2, but this is not torchrun: ", alone=True)
