@@ -174,16 +174,23 @@ def _not_finite(graph):
     weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
 
 
-def _write_wrong(write, plant, module, example, path, *settings):
-    write(module, example, path, *settings)
-    graph = onnx.load(str(path))
+@pytest.fixture(scope="module")
+def right(small, tmp_path_factory):
+    """The file of `small`, in which mistakes are planted."""
+    path = tmp_path_factory.mktemp("right") / "model.onnx"
+    export(small, path, images(small))
+    return path
+
+
+def _write_wrong(right, plant, module, example, path, *settings):
+    graph = onnx.load(str(right))
     plant(graph.graph)
     onnx.save(graph, str(path))
 
 
 @pytest.mark.parametrize("plant", [_softmax_axis, _sub_for_add, _no_such_operator, _not_finite])
-def test_a_wrong_file_is_refused(small, tmp_path, monkeypatch, plant):
-    monkeypatch.setattr(onnx_format, "write", partial(_write_wrong, onnx_format.write, plant))
+def test_a_wrong_file_is_refused(small, right, tmp_path, monkeypatch, plant):
+    monkeypatch.setattr(onnx_format, "write", partial(_write_wrong, right, plant))
     with pytest.raises(WorkError, match=r"^export refused: [^\n]+$"):
         export(small, tmp_path / "model.onnx", images(small))
     assert list(tmp_path.iterdir()) == []
@@ -210,10 +217,10 @@ def test_a_full_disk_is_not_the_networks_fault(small, tmp_path, monkeypatch):
         export(small, tmp_path / "model.onnx", images(small))
 
 
-def test_a_refused_export_leaves_the_older_file(small, tmp_path, monkeypatch):
+def test_a_refused_export_leaves_the_older_file(small, right, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_text("older")
-    monkeypatch.setattr(onnx_format, "write", partial(_write_wrong, onnx_format.write, _not_finite))
+    monkeypatch.setattr(onnx_format, "write", partial(_write_wrong, right, _not_finite))
     with pytest.raises(WorkError, match="not finite"):
         export(small, path, images(small))
     assert path.read_text() == "older"

@@ -84,6 +84,9 @@ def test_an_interrupted_profile_goes_on(profiled, space, tmp_path, monkeypatch):
 def test_other_settings_start_anew(profiled, space, tmp_path, monkeypatch):
     lines = (profiled[1] / profiling.JOURNAL).read_text()
     (tmp_path / profiling.JOURNAL).write_text(lines)
+    monkeypatch.setattr(profiling, "write_candidate", lambda format, plan, name, path, batch: path.touch())
+    for call in ("load", "drop"):
+        monkeypatch.setattr(Bench, call, lambda *_: None)
     monkeypatch.setattr(Bench, "interleave", lambda bench, names, *a, **k: {name: [1.0, 1.0] for name in names})
     profiling.profile(space, "onnxruntime", 10, work=tmp_path, **{**QUICK, "rounds": 2})
     text = (tmp_path / profiling.JOURNAL).read_text()

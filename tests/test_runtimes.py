@@ -1,7 +1,6 @@
 """Runtimes: crashes stay in their process, damaged and unfit files and names are told in one line."""
 
 import gc
-import importlib
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from errands import fail, file_of, report_twice
 from perturbed import perturb
 from pocketformer.architecture import SearchSpace
 from pocketformer.deploy import SUFFIXES, format_by_name, format_of, fuse
@@ -32,17 +32,6 @@ def small():
 
 
 # The worker
-
-
-def report_twice(progress):
-    progress(1, "one")
-    print("noise on stdout")
-    progress(2, "two")
-    return "done"
-
-
-def fail(kind):
-    raise kind("told in the other process")
 
 
 def test_a_worker_answers_reports_and_raises():
@@ -86,15 +75,9 @@ def test_a_worker_ends_with_its_caller():
     assert not Path(folder).exists()
 
 
-def report_forever(progress):
-    while True:
-        progress(os.getpid(), os.environ["TMPDIR"])
-        time.sleep(0.02)
-
-
 def test_a_worker_ends_with_its_caller_in_the_middle_of_its_work():
     code = (
-        "import os, signal\nfrom pocketformer.runtimes.worker import Worker\nfrom test_runtimes import report_forever\n"
+        "import os, signal\nfrom pocketformer.runtimes.worker import Worker\nfrom errands import report_forever\n"
         "def end(pid, folder):\n    print(pid, folder, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "Worker().call(report_forever, what='work', progress=end)"
     )
@@ -107,10 +90,6 @@ def test_a_worker_ends_with_its_caller_in_the_middle_of_its_work():
         time.sleep(0.05)
     else:
         pytest.fail("the worker, or its folder, outlives its caller")
-
-
-def file_of(module):
-    return importlib.import_module(module).__file__
 
 
 def test_files_in_the_folder_of_the_user_are_not_run(tmp_path, monkeypatch):
