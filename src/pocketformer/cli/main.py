@@ -65,6 +65,11 @@ def _run(arguments: list[str]) -> int:
     except usage as error:
         path = error.ctx.command_path if error.ctx else "pocketformer"
         return _fail(f"{error.format_message().rstrip('.')} (see {path} --help)", 2)
+    except (MemoryError, RuntimeError) as error:
+        said = str(error)
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in said and "out of memory" not in said:
+            raise  # those are torch's words for it, on the processor and on a GPU
+        return _fail("out of memory: smaller images or batches, or a smaller network, need less", 1)
     except BrokenPipeError:  # whoever read stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -2,12 +2,11 @@
 
 from pocketformer.deploy import efficientformer, efficientformerv2  # noqa: F401  (they register their blocks)
 from pocketformer.deploy.eager import eager
-from pocketformer.deploy.exporter import ExportReport, export, exporter_of
+from pocketformer.deploy.exporter import ExportReport, check_target, export, exporter_of
 from pocketformer.deploy.facts import Facts, facts_path, read_facts
 from pocketformer.deploy.formats import (
     FORMATS,
     SUFFIXES,
-    check_name,
     format_by_name,
     format_for,
     format_of,
@@ -22,7 +21,7 @@ __all__ = [
     "Facts",
     "FusedHead",
     "FusedNetwork",
-    "check_name",
+    "check_target",
     "eager",
     "export",
     "exporter_of",

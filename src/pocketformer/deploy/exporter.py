@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pocketformer import files
-from pocketformer.deploy.facts import FLOAT, RAW, Facts, companion, facts_of, write_facts
+from pocketformer.deploy.facts import FLOAT, RAW, Facts, companion, facts_of, facts_path, write_facts
 from pocketformer.deploy.formats import SUFFIXES, WITHOUT_RAW, check_name, format_of, runtime_of
 from pocketformer.deploy.fuse import fuse
 from pocketformer.deploy.plain import by_itself, plain, plain_network
@@ -78,7 +78,7 @@ def export(
     Files are run in a process of their own: a crash there is a `WorkError` as well.
     """
     chosen = exporter_of(format, precision, raw, opset)
-    check_name(path, format)
+    check_target(path, format)
     if (precision == "int8") != (calibration is not None):
         raise UserError("calibration images belong to int8, and int8 needs them")
     start = time.perf_counter()
@@ -134,6 +134,29 @@ def exporter_of(format: str, precision: str, raw: bool = False, opset: int | Non
     if opset is not None and opset not in chosen.OPSETS:
         raise UserError(f"--opset {opset} cannot be written; known: {', '.join(map(str, chosen.OPSETS))}")
     return chosen
+
+
+def check_target(path: str | os.PathLike, format: str) -> None:
+    """Raises `UserError` where `export` cannot write a file of the format, or would write over what is none: the files
+    that it writes beside it have names that nobody gave."""
+    path, beside = Path(path), facts_path(path)
+    check_name(path, format)
+    if path.is_dir():
+        if format != "coreml" or not (path / "Manifest.json").is_file():
+            raise UserError(f"cannot write {path}: it is a folder; give the path of the file")
+    else:
+        files.check_target(path)
+    weights = path.with_suffix(".bin")
+    if format == "openvino" and weights.exists() and not path.exists():
+        raise UserError(f"{weights} is there, where the weights of {path.name} would be written: give another name")
+    if beside.exists():
+        try:
+            Facts.from_dict(files.read_json(beside, "list of facts"))
+        except UserError:
+            raise UserError(
+                f"{beside} is there and not ours, and the facts of {path.name} would be written over it: give another "
+                "name"
+            ) from None
 
 
 def _verify(worker: Worker, facts: Facts, model: nn.Module, path: Path, images: torch.Tensor) -> Verification | None:

@@ -1,6 +1,7 @@
 """What a user of an exported file must know: its classes, what to do with an image, where it comes from."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -135,7 +136,8 @@ def _are(kind: type | tuple[type, ...]):
 _FITS = {
     **dict.fromkeys(("size",), _is_size),
     "stored_size": lambda value: value is None or _is_size(value),
-    **dict.fromkeys(("mean", "std"), _are((int, float))),
+    "mean": lambda value: _are((int, float))(value) and all(map(math.isfinite, value)),
+    "std": lambda value: _are((int, float))(value) and all(0 < v < math.inf for v in value),
     "classes": lambda value: value is None or _are(str)(value),
     "outputs": _are(str),
     "first_label": lambda value: isinstance(value, int),
@@ -184,15 +186,34 @@ def write_facts(file: str | Path, facts: Facts) -> None:
 
 
 def read_facts(file: str | Path) -> Facts | None:
-    """The facts of an exported file: from the JSON beside it, without one from the file itself; None where neither has
-    any. Raises `UserError` for a JSON that is damaged or another's."""
-    path = facts_path(file)
-    if path.is_file():
-        try:
-            return Facts.from_dict(files.read_json(path, "facts of the file"))
-        except UserError as error:
-            text = str(error)
-            raise UserError(text if str(path) in text else f"{path} holds no facts of {file} ({text})") from None
+    """The facts of an exported file: from the file itself, and from the JSON beside it; None where neither has any.
+
+    Raises `UserError` for what is damaged, and where the two are not of the same file: one was moved without the other.
+    """
+    path, own = facts_path(file), _facts_within(file)
+    if not path.is_file():
+        return own
+    try:
+        beside = Facts.from_dict(files.read_json(path, "list of facts"))
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if str(path) in text else f"{path} holds no facts of {file} ({text})") from None
+    if own is not None and (name := _first_difference(own, beside)):
+        found, said = (json.dumps(getattr(facts, name), ensure_ascii=False)[:60] for facts in (own, beside))
+        raise UserError(
+            f"{path} is of another file: there {name} is {said}, in {file} {found}; put its own there, or remove it"
+        )
+    return beside
+
+
+def _first_difference(one: Facts, other: Facts) -> str | None:
+    """The first fact in which they differ, that of the weights' licence apart, which people add later."""
+    names = (field.name for field in fields(Facts) if field.name != "licence")
+    return next((name for name in names if getattr(one, name) != getattr(other, name)), None)
+
+
+def _facts_within(file: str | Path) -> Facts | None:
+    """What the file itself says, where its format has a place for that."""
     name = format_by_name(file)
     try:
         read = getattr(format_of(name), "read_metadata", None) if name and Path(file).exists() else None

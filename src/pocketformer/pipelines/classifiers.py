@@ -15,6 +15,7 @@ from pocketformer.deploy.facts import RAW, Facts, facts_path, read_facts
 from pocketformer.errors import UserError
 from pocketformer.pipelines.facts import classifier_facts
 from pocketformer.pipelines.trained import is_weights_alone, load_trained
+from pocketformer.progress import stage
 from pocketformer.runtimes import runtime
 from pocketformer.runtimes.sessions import Sessions
 from pocketformer.training.batches import Normalisation, normalisation_of
@@ -83,7 +84,8 @@ def open_classifier(
     exported = _checked(exported, format, folder, runtime_name)
     facts = _facts_of(exported, folder)
     with Sessions(runtime_name, device=device) as sessions:
-        shape = sessions.load(str(exported), exported)
+        with stage(f"load {exported.name}"):  # torch.compile takes a minute
+            shape = sessions.load(str(exported), exported)
         if shape == (1, *facts.size, 3):  # whatever the folder says
             facts = replace(facts, layout=RAW[0], dtype=RAW[1])
         if shape != facts.shape:
@@ -92,13 +94,18 @@ def open_classifier(
         def forward(images: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(sessions.run(str(exported), (_as_bytes(images) if facts.raw else images).numpy()))
 
-        classes = facts.classes
-        count = len(classes) if classes else forward(torch.zeros(1, 3, *facts.size)).shape[1]
+        classes, given = facts.classes, forward(torch.zeros(1, 3, *facts.size)).shape
+        if len(given) != 2:
+            raise UserError(f"{exported} gives outputs of shape {tuple(given)}, not a classifier's (1, classes)")
+        if classes is not None and len(classes) != given[1]:
+            raise UserError(
+                f"{exported} knows {given[1]} classes, but {len(classes)} are named for it: another's facts"
+            )
         normalisation = OURS if facts.raw else Normalisation(tuple(facts.mean), tuple(facts.std))
         sizes = tuple(facts.size), tuple(facts.stored_size or facts.size)
         depth = Depth.of_record({"depth": facts.depth}) if facts.depth else _depth_of(folder)
         about = exported, depth, facts
-        yield Classifier(path, runtime_name, classes, count, *sizes, normalisation, forward, *about)
+        yield Classifier(path, runtime_name, classes, given[1], *sizes, normalisation, forward, *about)
 
 
 def _folder_of(target: Path) -> Path:

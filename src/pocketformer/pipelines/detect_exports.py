@@ -17,12 +17,12 @@ from pocketformer.dense.detection.detector import Detector
 from pocketformer.dense.detection.pictures import fitted, open_image, padded, to_input
 from pocketformer.dense.detection.places import find
 from pocketformer.dense.fused import FusedBackbone
-from pocketformer.deploy import check_name, exporter_of
+from pocketformer.deploy import check_target, exporter_of
 from pocketformer.deploy.facts import Facts, architecture_name, companion, write_facts
 from pocketformer.deploy.formats.onnx import OPSET, describe, finish
 from pocketformer.deploy.plain import by_itself, plain, plain_network
 from pocketformer.deploy.quiet import converting
-from pocketformer.errors import UserError, WorkError, first_line
+from pocketformer.errors import WorkError, first_line
 from pocketformer.pipelines.detect_verification import Found, inner, results, verify, watched
 from pocketformer.pipelines.facts import channels, data_fingerprint
 from pocketformer.pipelines.images import find_images
@@ -71,11 +71,8 @@ def export_detector(
     Run on images of `source` and compared with PyTorch; on a mismatch, or where nothing is found in them, `WorkError`
     and no file.
     """
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the path of the file")
-    check_name(out, "onnx")
     exporter_of("onnx", "float32", opset=opset)
-    files.check_target(out)
+    check_target(out, "onnx")
     trained = load_detector(Path(checkpoint))
     size = size or tuple(-(-side // 32) * 32 for side in trained.size)
     images = _images(trained, size, Path(source))

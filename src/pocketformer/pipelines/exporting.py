@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pocketformer.architecture.design import Grid
-from pocketformer.deploy import SUFFIXES, ExportReport, check_name, export, exporter_of, runtime_of
+from pocketformer.deploy import SUFFIXES, ExportReport, check_target, export, exporter_of, runtime_of
 from pocketformer.deploy.raw import to_bytes
 from pocketformer.deploy.verify import MAX_IMAGES
 from pocketformer.devices.bench import Bench
@@ -67,10 +67,8 @@ def export_checkpoint(
     "latency_ratio" to the float32 file}. A file that loses more than `max_loss` points is not put in its place:
     `WorkError`. If the comparison itself fails, it is said, and the file stays.
     """
-    exporter_of(settings.format, settings.precision, settings.raw, settings.opset)  # refused before anything is read
-    if out.is_dir() and out.suffix != SUFFIXES["coreml"]:
-        raise UserError(f"--out {out} is a folder; give the path of the file")
-    check_name(out, settings.format)
+    check_target(out, settings.format)  # refused before anything is read
+    exporter_of(settings.format, settings.precision, settings.raw, settings.opset)
     if settings.calibration is not None and settings.precision != "int8":
         raise UserError("--calibration belongs to --int8")
     model, config = load_trained(Path(checkpoint), architecture)

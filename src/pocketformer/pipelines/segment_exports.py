@@ -7,9 +7,8 @@ import torch
 import pocketformer.dense.segmentation.fused  # noqa: F401  (registers what is exported)
 from pocketformer.dense.segmentation.crops import CropBatches
 from pocketformer.dense.segmentation.folders import find_masks
-from pocketformer.deploy import ExportReport, check_name, export, exporter_of
+from pocketformer.deploy import ExportReport, check_target, export, exporter_of
 from pocketformer.deploy.facts import Facts, architecture_name
-from pocketformer.errors import UserError
 from pocketformer.pipelines.facts import channels, data_fingerprint
 from pocketformer.pipelines.segment_folders import TASK, Trained, load_segmenter
 from pocketformer.pipelines.segmenting import looked_through
@@ -35,9 +34,7 @@ def export_segmenter(
     Verified on crops of the source's images, or on random pixels; on a mismatch `WorkError`, and no file.
     """
     exporter_of(format, "float32", raw, opset)  # refused before anything is read
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the path of the file")
-    check_name(out, format)
+    check_target(out, format)
     trained = load_segmenter(checkpoint)
     model, size = trained.model, size or trained.size
     model.backbone.network.set_input_size(size)

@@ -69,8 +69,11 @@ def run_folder(weights: str | Path) -> Path | None:
 
 def load_trained(path: Path, architecture: str | None) -> tuple[Network, dict]:
     """The network, in eval mode, and its configuration (whose `classes` weights alone do not know)."""
+    if format_by_name(path) is not None and path.exists():
+        raise UserError(f"{path} is an exported file, whose weights are not read: give the run that it came from")
     described = load_architecture(architecture) if architecture else None
-    if not is_weights_alone(path):
+    kept = path.name in checkpoint.OURS and path.is_file() and path.with_name("architecture.json").is_file()
+    if not is_weights_alone(path) or (kept and described is None):
         return checkpoint.load_model(path, described)
     if described is None:
         raise UserError(f"{path} holds weights alone: say of which --architecture")

@@ -17,6 +17,8 @@ from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model, registry, weights
 from pocketformer.progress import say
 
+OURS = ("model.safetensors", "best.safetensors")  # weights in a run's folder, whose files beside them describe them
+
 
 class _Sink(io.BufferedWriter):
     """A file that remembers why it could not be written: torch hides a full disk in a `RuntimeError` of its own."""
@@ -122,10 +124,11 @@ def _normalisation(model: Network) -> dict[str, list[float]]:
 
 
 def load_model(folder: str | os.PathLike, architecture: Architecture | None = None) -> tuple[Network, dict]:
-    """The network of a folder written by `save_model`, in eval mode, and its `config.json`."""
-    folder = Path(folder)
-    if folder.name == "model.safetensors":
-        folder = folder.parent
+    """The network of a folder written by `save_model`, or of one of the files in it, in eval mode, and its
+    `config.json`."""
+    folder, file = Path(folder), OURS[0]
+    if folder.name in OURS:
+        folder, file = folder.parent, folder.name
     if not folder.is_dir():
         raise UserError(f"no such checkpoint folder: {folder}")
     config = files.read_json(folder / "config.json", "model configuration")
@@ -152,7 +155,7 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
         raise UserError(f"{folder / 'config.json'} is not a model configuration ({error})") from None
     model.pretrained_cfg |= {name: tuple(config[name]) for name in ("mean", "std")}
     model.pretrained_cfg["label_names"] = config["classes"]
-    load_weights(model, folder / "model.safetensors")
+    load_weights(model, folder / file)
     return model.eval(), config
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from pocketformer import files
 from pocketformer.errors import UserError
 from pocketformer.runtimes import import_part, runtime
 
@@ -53,12 +54,16 @@ def runtime_of(name: str) -> str | None:
 
 def check_name(path: str | os.PathLike, format: str) -> None:
     """Raises `UserError` unless the file's name ends as the format's do: by that its runtime is found."""
-    if format_by_name(path) != format:
-        raise UserError(f"{path}: the name of a file of format {format} ends in {SUFFIXES[format]}")
+    files.check_name(path)
+    name, told = Path(path).name, format_by_name(path)
+    if told != format or not name.endswith(SUFFIXES[format]) or name == SUFFIXES[format]:
+        other = f"; this one's is of --format {told}" if told not in (None, format) else ""
+        wanted = f"ends in {SUFFIXES[format]}, such as model{SUFFIXES[format]}"
+        raise UserError(f"{path}: the name of a file of format {format} {wanted}{other}")
 
 
 def format_by_name(path: str | os.PathLike) -> str | None:
-    """The format that a file's name tells, or None."""
-    name = Path(path).name
+    """The format that a file's name tells, in any case, or None."""
+    name = Path(path).name.lower()
     fitting = [format for format, suffix in SUFFIXES.items() if name.endswith(suffix)]
     return max(fitting, key=lambda format: len(SUFFIXES[format]), default=None)

@@ -12,12 +12,13 @@ import torch._inductor
 from torch import nn
 
 from pocketformer.deploy.facts import Facts
-from pocketformer.deploy.formats.torch import FACTS, archived, exported
+from pocketformer.deploy.formats.torch import archived, exported
 from pocketformer.deploy.quiet import converting
 from pocketformer.errors import UserError
 from pocketformer.runtimes.torch_compile import need_compiler
 
 NAME, COMPANION = "aotinductor", None
+FACTS = "facts"  # the entry of its metadata
 PRECISIONS = ("float32",)
 
 
@@ -50,8 +51,9 @@ def write(
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Without loading the package, which is machine code. Raises `UserError` for what is no archive."""
+    found = archived(path, "wrapper_metadata.json")
     try:
-        return json.loads(archived(path, "wrapper_metadata.json").get(FACTS, "{}"))
+        return json.loads(found.get(FACTS, "{}"))
     except ValueError:
         raise UserError(f"{path}: its metadata are damaged") from None
 
