@@ -81,7 +81,9 @@ def test_a_file_that_says_nothing_of_itself(place, moved, facts, words):
     del model.metadata_props[:]
     onnx.save(model, file)
     predict(place, file).fails(2, words)
-    predict(place, moved()).succeeds()
+    image = sorted((place / "data" / "dark").iterdir())[0]
+    odd = moved(classes=["a\nb", "c", "d"])
+    assert len(ask("predict", "--checkpoint", odd, "--workers", 0, image).succeeds().out.splitlines()) == 1
 
 
 def test_a_name_in_capitals_is_read(place, tmp_path):

@@ -65,10 +65,10 @@ def predict(
     if not outputs.tables:
         for place in range(len(found)):
             row = found.of(place)
-            answers = ", ".join(f"{answer['class']} {answer['probability']:.1%}" for answer in row["top"])
+            answers = ", ".join(f"{shown(answer['class'])} {answer['probability']:.1%}" for answer in row["top"])
             print(f"{shown(row['image'])}: {answers}")
     else:
         for name, count in counted(found):
-            print(f"{name}: {count:,} images")
+            print(f"{shown(name)}: {count:,} images")
     for path in outputs.paths:
         print(path)
