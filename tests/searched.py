@@ -91,7 +91,12 @@ def steps_up(key):
 
 def noise(*key):
     """A number in [0, 1) that is a function of its arguments in every process."""
-    return random.Random(repr(key)).random()
+    return _noise(repr(key))
+
+
+@cache
+def _noise(text):
+    return random.Random(text).random()
 
 
 class MadeUp:
