@@ -7,18 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from asking import Answer
+from asking import Answer, ask
 from pocketformer.architecture import Architecture, SearchSpace
 from pocketformer.devices import LatencyTable
 from pocketformer.search import Score
-from workshop import DESIGN, EXPORT, SEARCH, SEARCH_HALF, TRAIN, Workshop, fill, open_workshop
+from processes import Team, command
+from workshop import DESIGN, EXPORT, SEARCH, SEARCH_HALF, SPACE, TRAIN, Workshop, fill, open_workshop
 
 torch.set_num_threads(1)
 
@@ -26,6 +25,20 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Workshop:
     return open_workshop(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def designed(shop) -> tuple[list[str], dict]:
+    """The whole chain, its table measured here, in a space with few blocks to measure: its command, what was told."""
+    space, table = shop.path / "narrow.yaml", shop.path / "measured.json"
+    space.write_text(SPACE.replace("[4, 8]", "[4]").replace("[8, 12]", "[8]"))
+    few = ["--rounds", "3", "--networks", "2", "--checks", "1"]
+    measured = ask("profile", "--space", space, "--classes", "3", *few, "--out", table, "--json").json()
+    assert measured["entries"] == len(LatencyTable.load(table).entries)
+    assert not [p for p in shop.path.iterdir() if p.name.startswith("measured.json.")]  # the working folder is gone
+    run = [*fill(DESIGN[:-2], {**shop.files, "space": space}, shop.path), "--latency", str(table)]
+    run += ["--max-parameters", "80%", "--epochs", "1", "--final-epochs", "1", "--batch-size", "16", "--out"]
+    return run, ask(*run, shop.path / "run", "--json").json()
 
 
 # --- Results ---
@@ -140,21 +153,12 @@ def test_a_budget_that_the_largest_subnet_holds(cli, shop, tmp_path):
     assert "already" in found.err
 
 
-def test_profile_and_design(cli, shop, tmp_path):
-    """The whole chain through the command line; its table is measured here and read back."""
-    table = tmp_path / "table.json"
-    few = ["--rounds", "3", "--networks", "2", "--checks", "1"]
-    measured = cli("profile", "--space", shop.space, "--classes", "3", *few, "--out", table, "--json").json()
-    assert measured["entries"] == len(LatencyTable.load(table).entries)
-    assert [p.name for p in tmp_path.iterdir()] == ["table.json"]  # the working folder is gone
-
-    run = ["design", "--data", shop.data, "--space", shop.space, "--latency", table, "--max-parameters", "80%"]
-    run += ["--epochs", "1", "--final-epochs", "1", "--batch-size", "16", "--out", tmp_path / "run"]
-    outcome = cli(*run, "--json").json()
+def test_profile_and_design(cli, shop, designed):
+    run, outcome = designed
     assert outcome["shipped"]["parameters"] <= outcome["budgets"]["size"]
     for file in ("report.html", "exported/model.onnx", "architecture.json", "results.json", "config.yaml"):
-        assert (tmp_path / "run" / file).is_file()
-    text = cli(*run)  # resumed: nothing is left to do
+        assert (shop.path / "run" / file).is_file()
+    text = cli(*run, shop.path / "run")  # resumed: nothing is left to do
     assert "parameters, budget" in text.out
     assert "train" not in text.err
 
@@ -179,54 +183,48 @@ def test_a_full_disk_is_named(cli, shop, tmp_path, monkeypatch):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own; skipped where none can be mounted."""
-    folder = tmp_path / "disk"
+    """A small disk of its own, to be made smaller; skipped where none can be mounted."""
+    folder, mount = tmp_path / "disk", shutil.which("mount") or "mount"
     folder.mkdir()
-    made = []
 
-    def make(size: str) -> Path:
-        mount = shutil.which("mount")
-        command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
+    def sized(size: int, *more: str) -> Path:
+        command = [mount, "-t", "tmpfs", "-o", ",".join((*more, f"size={size}")), "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode != 0:
             pytest.skip("a small disk cannot be mounted here")
-        made.append(folder)
         return folder
 
-    yield make
-    for folder in made:
+    yield sized
+    if folder.is_mount():
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["64k", "1m"])
-def test_a_disk_that_fills_up(disk, shop, size):
+@pytest.mark.parametrize("place", ["supernet/last.ckpt", "new/", "networks/found_"])
+def test_a_disk_that_fills_up(disk, shop, designed, tmp_path, place):
     """It runs full at another place each time; a process of its own, as it leaves open files behind."""
-    folder = disk(size)
-    design = [*fill(DESIGN, shop.files, folder / "run"), "--latency", str(shop.table), "--max-parameters", "60%"]
-    design += ["--epochs", "1", "--final-epochs", "1", "--batch-size", "8"]
-    code = "import sys, torch; from pocketformer.cli.main import main; torch.set_num_threads(1); main(sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", code, *design], capture_output=True, text=True)
-    Answer(done.returncode, done.stdout, done.stderr).fails(1, "No space left on device")
-    assert "Traceback" not in done.stderr
+    common = ["--epochs", "1", "--batch-size", "8", "--data", shop.data, "--out"]
+    if place.startswith("supernet"):
+        folder = disk(64 * 1024)
+        run = ["supernet", "--space", shop.space, *common, folder / "supernet"]
+    elif place.startswith("new"):
+        folder = disk(80 * 1024)
+        run = ["train", "--architecture", shop.small, *common, folder / "new"]
+    else:  # of a whole chain, whose results were lost
+        folder = disk(2**24)
+        shutil.copytree(shop.path / "run", folder / "run")
+        (folder / "run/results.json").unlink()
+        found = os.statvfs(folder)
+        disk((found.f_blocks - found.f_bfree + 1) * found.f_bsize, "remount")
+        run = [*designed[0], folder / "run"]
+    team = Team(tmp_path / "said", 1, command, *run)
+    Answer(*team.end(), team.said, team.errors).fails(1, "No space left on device", place)
     assert not list(folder.rglob("*.tmp*"))
 
 
 def test_interrupted(shop, tmp_path):
-    design = [*fill(TRAIN, shop.files, tmp_path / "new"), "--epochs", "1000"]
-    code = "import sys; from pocketformer.cli.main import main; main(sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *design],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "new" / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    Answer(process.returncode, out, err).fails(130, "interrupted")
-    assert "Traceback" not in err
+    team = Team(tmp_path / "said", 1, command, *fill(TRAIN, shop.files, tmp_path / "new"), "--epochs", "1000")
+    team.wait((tmp_path / "new" / "last.ckpt").exists)
+    os.kill(team.members[0].pid, signal.SIGINT)
+    Answer(*team.end(30), team.said, team.errors).fails(130, "interrupted")
 
 
 # --- The zoo ---

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from pocketformer.architecture import SearchSpace, Selection
 from pocketformer.architecture.paths import near
@@ -39,6 +40,7 @@ class Window:
 
         Where another budget than the latency's keeps all of them out, those that use `share` of that one."""
         found: set[Selection] = set()
+        costs = cache(costs)  # in a small space the same members come again and again
 
         def new(members: Iterator[Selection], idle: int) -> Iterator[Selection]:
             left = idle
