@@ -201,12 +201,18 @@ class Slots:
 @pytest.mark.parametrize("lucky", [REFERENCE, f"{REFERENCE}, copy 1", "a"])
 def test_a_lucky_session_of_the_reference_is_no_error_of_all_others(tmp_path, lucky):
     written = []
-    groups = Groups(lambda name, path: written.append(name), runtime_format("onnxruntime"), 3, 0, tmp_path, {})
-    parts = {"fit": [["a", "b"], ["c", "d"]], "check": [["e"]]}
-    found = groups.measure(parts, lambda: Slots(lucky), None)
+
+    def write(name, path):
+        written.append(name)
+        path.touch()
+
+    groups = Groups(write, runtime_format("onnxruntime"), 3, 0, tmp_path, {})
+    parts, benches = {"fit": [["a", "b"], ["c", "d"]], "check": [["e"]]}, [Slots(lucky), Slots(lucky)]
+    found = groups.measure(parts, iter(benches).__next__, None)
     assert [set(group) for group in found] == [{"a", "b", REFERENCE}, {"c", "d", REFERENCE}, {"e", REFERENCE}]
     assert all(group[REFERENCE] == pytest.approx([1.0] * 3) for group in found)
-    assert written.count(REFERENCE) == 8  # four sessions in each part
+    assert [sum(name.startswith(REFERENCE) for name in bench.loaded) for bench in benches] == [4, 4]
+    assert written.count(REFERENCE) == 1  # its copies are files of their own, but not made anew
     again = groups.measure(parts, lambda: Slots("b"), None)
     assert again == found  # from the journal
 
@@ -219,7 +225,7 @@ def test_after_an_interruption_the_reference_has_another_luck(tmp_path, first):
                 raise KeyboardInterrupt
             return super().interleave(*args, **kwargs)
 
-    groups = Groups(lambda name, path: None, runtime_format("onnxruntime"), 3, 0, tmp_path, {})
+    groups = Groups(lambda name, path: path.touch(), runtime_format("onnxruntime"), 3, 0, tmp_path, {})
     parts = {"fit": [[name] for name in "abcde"]}
     with pytest.raises(KeyboardInterrupt):
         groups.measure(parts, lambda: Interrupted("nobody"), None)
@@ -233,7 +239,7 @@ def test_what_changed_is_said_when_a_profile_starts_anew(tmp_path, capsys):
     parts = {"fit": [["a"]]}
 
     def measure(**settings):
-        Groups(lambda name, path: None, runtime_format("onnxruntime"), 3, 0, tmp_path, settings).measure(
+        Groups(lambda name, path: path.touch(), runtime_format("onnxruntime"), 3, 0, tmp_path, settings).measure(
             parts, lambda: Slots(None), None
         )
         return capsys.readouterr().err

@@ -120,6 +120,13 @@ def remove(path: Path, *companions: str | None) -> None:
             part.unlink(missing_ok=True)
 
 
+def copy(path: Path, to: Path, *companions: str | None) -> None:
+    """Copies a file or folder, and its companions."""
+    for suffix in (path.suffix, *filter(None, companions)):
+        part = path.with_suffix(suffix)
+        (shutil.copytree if part.is_dir() else shutil.copyfile)(part, to.with_suffix(suffix))
+
+
 def _remove_unfinished(path: Path) -> None:
     """Removes the temporary files of processes that were killed while they wrote `path`."""
     for name in glob.glob(f".{glob.escape(path.name)}.*.tmp*", root_dir=path.parent):

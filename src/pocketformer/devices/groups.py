@@ -94,16 +94,23 @@ class Groups:
         """Of equal files the one loaded last is some per cent faster: each has a random place, and the reference
         stays the same session for all groups of a process."""
         models.mkdir(parents=True, exist_ok=True)
+        suffix, companion = SUFFIXES[self.format.NAME], self.format.COMPANION
+        reference = models / f"reference{suffix}"
         order = [*names, REFERENCE] if fresh else list(names)
         random.Random(self.seed + index).shuffle(order)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for i, name in enumerate(order, 1):
                 told(f"write model {i} of {len(order)}")
-                path = models / f"candidate{SUFFIXES[self.format.NAME]}"
-                self.write(name.partition(_COPY)[0], path)
+                path = models / f"candidate{suffix}"
+                if name.partition(_COPY)[0] != REFERENCE:
+                    self.write(name, path)
+                else:
+                    if not reference.exists():
+                        self.write(REFERENCE, reference)
+                    files.copy(reference, path, companion)
                 bench.load(name, path)
-                files.remove(path, self.format.COMPANION)  # not written over: some runtimes still read from it
+                files.remove(path, companion)  # not written over: some runtimes still read from it
         names = [*names, REFERENCE]
 
         def timed(done: int, rounds: int) -> None:
