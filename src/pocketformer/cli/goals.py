@@ -29,9 +29,8 @@ def budgets(
     limits = {name: parse_budget(name, text) for name, text in given.items() if text is not None}
     limits |= devices or {}
     if not limits and min_mes is None:
-        raise UserError(
-            "give a budget: --max-latency, --max-parameters, --max-macs, --max-memory, --max-energy or --min-mes"
-        )
+        more = "" if devices is None else "--max-energy "
+        raise UserError(f"give a budget: --max-latency, --max-parameters, --max-macs, --max-memory, {more}or --min-mes")
     return limits
 
 

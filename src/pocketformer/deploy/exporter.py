@@ -140,11 +140,10 @@ def check_target(path: str | os.PathLike, format: str) -> None:
     """Raises `UserError` where `export` cannot write a file of the format, or would write over what is none: the files
     that it writes beside it have names that nobody gave."""
     path, beside = Path(path), facts_path(path)
+    if path.is_dir() and (format != "coreml" or not (path / "Manifest.json").is_file()):
+        raise UserError(f"cannot write {path}: it is a folder; give the path of the file")
     check_name(path, format)
-    if path.is_dir():
-        if format != "coreml" or not (path / "Manifest.json").is_file():
-            raise UserError(f"cannot write {path}: it is a folder; give the path of the file")
-    else:
+    if not path.is_dir():
         files.check_target(path)
     weights = path.with_suffix(".bin")
     if format == "openvino" and weights.exists() and not path.exists():

@@ -127,6 +127,8 @@ def _stated(
     if path.name in (*NAMES, INDEX) and config.is_file():
         found = files.read_json(config, "model configuration")
         found = found if isinstance(found, dict) else {}
+    if not header and isinstance(value, dict) and isinstance(value.get(HEADER), str):  # the state of a training
+        header = {HEADER: value[HEADER]}
     own = _header(path, header)
     classes = labels.stated(own) or labels.stated(header) or labels.stated(value) or labels.stated(found)
     cfg = found.get("pretrained_cfg")  # timm's

@@ -111,7 +111,10 @@ class _Field:
         try:
             if entrant.file:
                 if format_by_name(path) != self.format.NAME:
-                    raise UserError(f"{path} is not a file of {self.bench.runtime}, which runs {self.format.NAME}")
+                    raise UserError(
+                        f"{path}: {self.bench.runtime} runs {self.format.NAME} files ({SUFFIXES[self.format.NAME]}), "
+                        "not this one"
+                    )
                 size = self._size_of_file(name, path)
             else:
                 self.costs[name] = entrant.write(self.format, path, self.batch, self.relu)

@@ -18,14 +18,18 @@ def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes
     missing = table.missing(space) if table.num_classes == num_classes else None
     if missing is None:
         raise UserError(
-            f"latency table {where} is of space {table.space} with {table.num_classes} classes; "
-            f"this job needs {space.name} with {num_classes}"
+            f"latency table {where} is of {_measured_for(table.space, table.num_classes, table.resolution)}; "
+            f"this job needs {_measured_for(space.name, num_classes, space.resolution)}"
         )
     if missing:
         raise UserError(
             f"latency table {where} does not answer for every member of space {space.name}: {len(missing)} of its "
             f"blocks have no entry, first {missing[0]!r}"
         )
+
+
+def _measured_for(space: str, num_classes: int, resolution: tuple[int, int]) -> str:
+    return f"space {space} with {num_classes} classes at {'x'.join(map(str, resolution))} px"
 
 
 def check_measured_here(table: LatencyTable, where: str, runtime: str, settings: ProfileSettings) -> None:

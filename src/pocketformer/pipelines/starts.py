@@ -12,7 +12,7 @@ from pocketformer.models import Network, weights
 from pocketformer.models.weights import Weights
 from pocketformer.pipelines.shrinking import Searched, load_searched
 from pocketformer.pipelines.supernets import load_supernet
-from pocketformer.pipelines.trained import is_weights_alone
+from pocketformer.pipelines.trained import is_weights_alone, refuse_no_network
 from pocketformer.progress import say
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint, class_order
@@ -62,6 +62,7 @@ def open_start(
     config = folder / "config.json"
     if config.is_file() and (task := files.read_json(config).get("task")):
         raise UserError(f"--init {init} is a model for {task}; give the network that it began with, or its weights")
+    refuse_no_network(folder)
     source, _ = checkpoint.load_model(folder)
     if source.architecture != architecture.with_design(resolution=source.architecture.design.resolution):
         where = folder / "supernet"

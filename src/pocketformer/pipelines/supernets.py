@@ -108,9 +108,13 @@ def load_supernet(folder: str | os.PathLike) -> tuple[Supernet | MetaPathSuperne
 def weights_of(folder: str | os.PathLike) -> Path:
     """The file of a trained supernet's weights, in the folder of `supernet` or of `design`."""
     folder = Path(folder)
+    if folder.name == "model.safetensors" and folder.is_file():
+        return folder
     for file in (folder / "supernet" / "model.safetensors", folder / "model.safetensors"):
         if file.exists():
             return file
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of a supernet")
     raise UserError(f"{folder} holds no trained supernet (no model.safetensors)")
 
 

@@ -74,11 +74,40 @@ def load_trained(path: Path, architecture: str | None) -> tuple[Network, dict]:
     described = load_architecture(architecture) if architecture else None
     kept = path.name in checkpoint.OURS and path.is_file() and path.with_name("architecture.json").is_file()
     if not is_weights_alone(path) or (kept and described is None):
+        refuse_no_network(path)
         return checkpoint.load_model(path, described)
     if described is None:
+        refuse_no_network(path)
         raise UserError(f"{path} holds weights alone: say of which --architecture")
     model, config = checkpoint.load_file(path, described)
     return model, {**config, "data": {"stored_size": size_to_store(model.resolution)}}
+
+
+def refuse_no_network(path: Path) -> None:
+    """Raises `UserError` for a file or folder of a run that is not its network, with where that is."""
+    run = run_folder(path)
+    if path.is_file():
+        state = path.match("last*.ckpt")
+        if run is not None and state and (path.parent / "config.json").is_file():
+            raise UserError(f"{path} is the state of a training, not its network: give its folder, {path.parent}")
+        try:
+            weights.read(path)
+        except UserError as error:
+            inside = "" if run is None or path.name in checkpoint.OURS else f"; it lies in a run: give {run}"
+            raise UserError(f"{error}{inside}") from None
+        return
+    if not path.is_dir() or (path / "config.json").is_file():  # told by whoever reads it
+        return
+    if run is None:
+        raise UserError(f"{path} holds no trained network (no config.json)")
+    if run != path.resolve():
+        raise UserError(f"{path} holds no trained network, but lies in a run: give {run}")
+    command = read_config(run)["command"]
+    if command == "search":
+        raise UserError(
+            f"{path} is a search, which trains no network: `train --architecture {path} --init {path}` does"
+        )
+    raise UserError(f"{path} is a run of '{command}' that has left no network (yet): its command, repeated, resumes it")
 
 
 def size_to_store(resolution: Grid) -> Grid:

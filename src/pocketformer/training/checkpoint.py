@@ -75,13 +75,17 @@ def load_last(path: Path) -> dict[str, Any]:
 
 def save_tensors(path: Path, module: nn.Module) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    about = None
-    if isinstance(module, Network):  # the attention grids cannot be read off the tables' lengths
-        facts = {"resolution": module.resolution, **_normalisation(module)}
-        facts |= {"classes": names} if (names := class_names(module)) else {}
-        about = {weights.HEADER: json.dumps(facts)}
     with files.whole(path) as temporary:
-        temporary.write_bytes(save(tensors, about))
+        temporary.write_bytes(save(tensors, facts_of(module)))
+
+
+def facts_of(module: nn.Module) -> dict[str, str] | None:
+    """What a network's tensors do not say, as a file of weights states it: {our name: JSON}. None: no network."""
+    if not isinstance(module, Network):
+        return None
+    facts = {"resolution": module.resolution, **_normalisation(module)}  # grids cannot be read off the tables' lengths
+    facts |= {"classes": names} if (names := class_names(module)) else {}
+    return {weights.HEADER: json.dumps(facts)}
 
 
 def class_names(model: nn.Module) -> list[str] | None:

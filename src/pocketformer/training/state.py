@@ -89,6 +89,7 @@ class TrainingState:
             "steps": self.steps,
             "best": self.best,
             "classes": checkpoint.class_names(self.model),
+            **(checkpoint.facts_of(self.model) or {}),
         }
         checkpoint.save_last(folder / "last.ckpt", state, keep)
 
