@@ -16,9 +16,11 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 import pocketformer as pf
+from layouts import V1, V2
 from perturbed import perturb
 from pocketformer.architecture.published import NAMES
 from pocketformer.errors import UserError
+from pocketformer.models.blank import Blank
 from pocketformer.training.checkpoint import load_model, save_model
 
 torch.set_num_threads(1)
@@ -31,10 +33,15 @@ DEAD = re.compile(r"\.(talking_head1\.bias|k\.conv\.bias|k\.norm\.bias)$")
 @functools.cache
 def model_of(name: str) -> nn.Module:
     """A perturbed float32 model in eval mode, of 10 classes and 64 px. Not to be changed: copy it."""
-    return perturb(timm.create_model(f"pocket_{name}", img_size=SIZE, num_classes=10)).eval()
+    with Blank():
+        model = timm.create_model(f"pocket_{name}", img_size=SIZE, num_classes=10)
+    return perturb(model).eval()
 
 
-@pytest.fixture(params=NAMES)
+SWEPT = ("efficientformer_l1", "efficientformerv2_s0", "efficientformerv2_s2")  # both families, and drop path
+
+
+@pytest.fixture(params=SWEPT)
 def model(request) -> nn.Module:
     return model_of(request.param)
 
@@ -53,8 +60,10 @@ def close(found, wanted, tolerance=2e-5) -> bool:
 @pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0"])
 @torch.no_grad()
 def test_every_method_answers_as_timms_model_does(name):
-    ours = perturb(timm.create_model(f"pocket_{name}")).eval()
-    theirs = timm.create_model(name).eval()
+    prefixed = f"pocket_{name}"
+    ours = perturb(timm.create_model(prefixed)).eval()
+    with Blank():
+        theirs = timm.create_model(name).eval()
     theirs.load_state_dict(ours.export_checkpoint("timm"))
     x = images(1, size=(224, 224))
 
@@ -95,7 +104,8 @@ def test_every_method_answers_as_timms_model_does(name):
         assert len(pruned[0].stages) == len(pruned[1].stages)
         assert len({m.num_classes for m in pruned}) == 1
     for out_indices in ((0, 1, 2, 3), (1, -1), 2):
-        wrappers = [timm.create_model(n, features_only=True, out_indices=out_indices) for n in (f"pocket_{name}", name)]
+        with Blank():
+            wrappers = [timm.create_model(n, features_only=True, out_indices=out_indices) for n in (prefixed, name)]
         infos = [w.feature_info for w in wrappers]
         assert infos[0].channels() == infos[1].channels()
         assert infos[0].reduction() == infos[1].reduction()
@@ -108,10 +118,17 @@ def test_all_are_registered():
     assert set(timm.list_models("pocket_*")) == {"pocket_custom", *(f"pocket_{name}" for name in NAMES)}
     assert not timm.list_models("pocket_*", pretrained=True)
     for name in NAMES:
-        assert type(timm.create_model(name, num_classes=0)).__module__.startswith("timm.")  # the bare names are timm's
+        assert timm.model_entrypoint(name).__module__.startswith("timm.")  # the bare names are timm's
+        with Blank():
+            wrapper = timm.create_model(f"pocket_{name}", features_only=True)
+        model, published = wrapper.model, pf.Architecture.named(name)
+        assert model.architecture == published
+        assert wrapper.feature_info.channels() == [stage.width for stage in published.stages]
+        rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+        assert max(rates, default=0) == {"efficientformerv2_s2": 0.02, "efficientformerv2_l": 0.1}.get(name, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEPT)
 def test_every_parameter_but_the_dead_ones_learns(name):
     model = copy.deepcopy(model_of(name)).double()  # in eval mode: a norm in training cancels the bias before it
     model.stem.act = nn.GELU()  # V1's ReLU may turn a channel off everywhere on both images
@@ -138,7 +155,8 @@ def test_features_only(model):
     """Raw maps, NCHW in V1's last stage too, of any image size."""
     name = model.pretrained_cfg["architecture"]
     for out_indices in ((0, 1, 2, 3), (0, 2), (-1,)):
-        wrapper = timm.create_model(name, features_only=True, img_size=SIZE, out_indices=out_indices).eval()
+        with Blank():
+            wrapper = timm.create_model(name, features_only=True, img_size=SIZE, out_indices=out_indices).eval()
         chosen = [model.feature_info[i] for i in out_indices]
         assert wrapper.feature_info.channels() == [info["num_chs"] for info in chosen]
         assert wrapper.feature_info.reduction() == [info["reduction"] for info in chosen]
@@ -363,18 +381,20 @@ def test_folders_of_ours_are_timms(tmp_path, arguments, switches):
 
 
 @pytest.mark.parametrize("layout", ["official", "timm", "pocketformer"])
-@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0"])
+@pytest.mark.parametrize("name", ["V1", "V2"])
 @torch.no_grad()
 def test_files_of_any_layout_through_timms_loaders(tmp_path, name, layout):
-    side = SIZE if "v2" in name else 224  # V1's layouts hold no other
-    model = perturb(timm.create_model(f"pocket_{name}", img_size=side, num_classes=10)).eval()
+    side = SIZE if name == "V2" else 224  # V1's layouts hold no other
+    shape = {"V1": V1, "V2": V2}[name]
+    build = functools.partial(timm.create_model, "pocket_custom", architecture=shape)
+    model = perturb(build(img_size=side, num_classes=10)).eval()
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": model.export_checkpoint(layout)}, path)
     arguments, x = {"img_size": side, "num_classes": 10}, images(1, size=(side, side))
-    built = timm.create_model(f"pocket_{name}", checkpoint_path=path, **arguments).eval()
+    built = build(checkpoint_path=path, **arguments).eval()
     assert torch.equal(built(x), model(x))
     source = {"file": str(path), "num_classes": 10, "input_size": (3, side, side)}
-    load = functools.partial(timm.create_model, f"pocket_{name}", pretrained=True, pretrained_cfg_overlay=source)
+    load = functools.partial(build, pretrained=True, pretrained_cfg_overlay=source)
     assert torch.equal(load().eval()(x), model(x))
     single = load(distilled=False, num_classes=4, in_chans=1).eval()
     assert torch.equal(single.norm.weight, model.norm.weight)
@@ -429,7 +449,7 @@ def test_feature_pyramids_of_torchvision(name):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEPT)
 def test_encoders_of_segmentation_models_pytorch(name):
     import segmentation_models_pytorch as smp
 

@@ -1,5 +1,6 @@
 """Checkpoints: `last.ckpt` to resume, safetensors to use. Both are written whole; neither can execute code."""
 
+import contextlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from pocketformer import files
 from pocketformer.architecture import Architecture
 from pocketformer.errors import UserError
 from pocketformer.models import Network, checkpoints, create_model, registry, weights
+from pocketformer.models.blank import Blank
 from pocketformer.progress import say
 
 OURS = ("model.safetensors", "best.safetensors")  # weights in a run's folder, whose files beside them describe them
@@ -146,15 +148,16 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
     described = architecture or Architecture.load(folder / "architecture.json")
     try:
         more = config.get("model_args", {})
-        model = Network(
-            described,
-            config["num_classes"],
-            tuple(config["resolution"]),
-            config["distilled"],
-            config["in_chans"],
-            dynamic=bool(more.get("dynamic_img_size")),
-            global_pool=more.get("global_pool", "avg"),
-        )
+        with Blank():  # `load_weights` fills all of it, or refuses the file
+            model = Network(
+                described,
+                config["num_classes"],
+                tuple(config["resolution"]),
+                config["distilled"],
+                config["in_chans"],
+                dynamic=bool(more.get("dynamic_img_size")),
+                global_pool=more.get("global_pool", "avg"),
+            )
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} is not a model configuration ({error})") from None
     model.pretrained_cfg |= {name: tuple(config[name]) for name in ("mean", "std")}
@@ -172,7 +175,10 @@ def load_file(path: str | os.PathLike, architecture: Architecture) -> tuple[Netw
     head = found.tensors.get("head.weight")
     if head is None or head.ndim != 2:
         raise UserError(f"{path} holds no classifier (head.weight)")
-    model = create_model(architecture, len(head), found.resolution, "head_dist.weight" in found.tensors)
+    second = found.tensors.get("head_dist.weight")
+    whole = second is None or second.shape == head.shape  # else the network keeps a head of its own
+    with Blank() if whole else contextlib.nullcontext():
+        model = create_model(architecture, len(head), found.resolution, second is not None)
     loaded = checkpoints.fit(model, found, path)
     for note in loaded.notes:
         say(f"note: {note}")
