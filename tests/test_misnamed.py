@@ -1,5 +1,6 @@
 """Files and folders of runs given where another one of them is meant: each is told what it is, and where to look."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,54 @@ def test_messages_name_what_the_command_has(cli, shop, tmp_path):
     design = (*design[:4], tmp_path / "larger.yaml", *design[5:], "--max-parameters", "90%")
     answer = cli(*design, "--latency", shop / "table.json")
     answer.fails(2, "space tiny with 3 classes at 16x16 px; this job needs space tiny with 3 classes at 24x24 px")
+
+
+def test_a_run_finds_its_images_from_another_folder(cli, shop, tmp_path, monkeypatch):
+    """They were named from the folder that the training was begun in."""
+    monkeypatch.chdir(shop)
+    cli("train", "--architecture", "net.json", "--data", "data", *SHORT, "--out", tmp_path / "run").succeeds()
+    monkeypatch.chdir(tmp_path)
+    export = ("export", "--checkpoint", "run", "--int8", "--out")
+
+    def stop(*_arguments: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pocketformer.pipelines.exporting.calibration_images", stop)
+        answer = cli(*export, "a.onnx")
+    assert answer.code == 130
+    assert f"run has its images from data; they are taken from {shop / 'data'}" in answer.err
+    (tmp_path / "run/config.json").write_text((tmp_path / "run/config.json").read_text().replace('"place"', '"x"'))
+    cli(*export, "b.onnx").fails(2, "data, from which run has its images, is not there", "--data")
+
+
+DAMAGED = {
+    "no line of a search": ('{"a": 1}\n', "line 1"),
+    "a list": ("[1]\n", "line 1"),
+    "begun in its middle": ('{"type": "end", "step": 1}\n', "line 1"),
+    "parts are missing": ('{"type": "start", "step": 0, "mes": 1}\n{"type": "end"}\n', "search.jsonl is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_search_is_told(cli, shop, tmp_path, case):
+    text, words = DAMAGED[case]
+    shutil.copytree(shop / "search", tmp_path / "search")
+    (tmp_path / "search/search.jsonl").write_text(text)
+    cli("search", "--pick", tmp_path / "search", "--max-parameters", "90%").fails(2, words, "damaged", alone=True)
+    train = ("train", "--architecture", tmp_path / "search", "--data", shop / "data", *SHORT, "--init")
+    cli(*train, tmp_path / "search", "--out", tmp_path / "new").fails(2, words, "damaged")
+    if case != "parts are missing":
+        assert words in cli("report", tmp_path / "search").succeeds().err
+
+
+def test_a_page_tells_what_it_could_not_read_and_is_html(cli, shop, tmp_path):
+    shutil.copytree(shop / "network", tmp_path / "run")
+    (tmp_path / "run/results.json").write_text("[]")
+    (tmp_path / "run/architecture.json").write_text('{"format": 1}')
+    said = cli("report", tmp_path / "run").succeeds().lines
+    assert len([line for line in said if line.startswith("warning: ")]) == 2, said
+    kept = (shop / "network/architecture.json").read_bytes()
+    for name in (shop / "network/architecture.json", tmp_path / "page.pdf", tmp_path / "page"):
+        cli("report", shop / "network", "--out", name).fails(2, str(name), "ends in .html", alone=True)
+    assert (shop / "network/architecture.json").read_bytes() == kept

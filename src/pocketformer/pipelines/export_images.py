@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketformer.errors import UserError
 from pocketformer.models import Network
-from pocketformer.pipelines.images import few, identity, open_images, split_otherwise
+from pocketformer.pipelines.images import few, identity, open_images, split_otherwise, whereabouts
 from pocketformer.pipelines.trained import learned_from
 from pocketformer.progress import say
 from pocketformer.training import class_order
@@ -59,18 +59,18 @@ def images_of(
     stored = tuple(config["data"].get("stored_size", model.resolution))
     rules = {"group_by": config["data"].get("group_by"), "depth": Depth.of_record(config["data"])}
     rules["uses_search"] = False
-    own, why = config["data"].get("source"), None
+    own, place, why = config["data"].get("source"), config["data"].get("place"), None
     given, lower = source, precision != "float32"
 
     def opened(name: str) -> Data:
         found = open_images(name, stored, seed, "skip", workers, as_they_are=True, **rules)
-        if lower and known is not None and _same_place(name, own) and not _same_images(known[0], found):
+        if lower and known is not None and _same_place(name, place or own) and not _same_images(known[0], found):
             # Perhaps the training left out what it could not read, and split the others.
             found = open_images(name, stored, seed, "skip", workers, **rules)
         return found
 
     if given is None:
-        data, why = _own(own, known, opened, lower)
+        data, why = _own(checkpoint, own, place, known, opened, lower)
         if data is None and precision == "int8" and not calibrated:
             raise UserError(
                 f"int8 is calibrated on images like those that the network was trained on, and {why}: give them as "
@@ -99,11 +99,14 @@ def images_of(
     return Images(data, seed, stored, why or _differ(data.source, data, classes, model), tuple(classes or ()))
 
 
-def _own(own: str | None, known: tuple[dict, int] | None, opened, lower: bool) -> tuple[Data | None, str | None]:
+def _own(
+    checkpoint: str, own: str | None, place: str | None, known: tuple[dict, int] | None, opened, lower: bool
+) -> tuple[Data | None, str | None]:
     """The images that the network was trained on; or None and why they are not to be had."""
     if own is None:
         return None, "the weights do not say what they were trained on"
     try:
+        own = whereabouts(checkpoint, own, place)
         data = opened(own)
     except UserError as error:
         return None, f"those cannot be read here ({error})"

@@ -1,5 +1,6 @@
 """Reading the images of a job, with progress and notes for the person; and single ones that a person names."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pocketformer.training.data import Data, open_data, open_labelled, streams
 from pocketformer.training.depths import Depth
 from pocketformer.training.opening import open_image, why_unreadable
 from pocketformer.training.remarks import Remarks, is_plain
-from pocketformer.training.sources import find, some
+from pocketformer.training.sources import PREFIXES, find, some
 from pocketformer.training.trees import image_endings
 
 LEARNED = "learned.npy"  # in a run's folder
@@ -103,6 +104,23 @@ def say_uneven(data: Data, balance: str) -> None:
 def few(names: Sequence[str]) -> str:
     """The first of many names, for a message."""
     return some(list(names), 4)
+
+
+def whereabouts_of(source: str) -> dict[str, str]:
+    """{"place": the path} of images that are named from the working folder, for who asks from another one."""
+    place = os.path.abspath(source)
+    return {"place": place} if place != source and Path(source).exists() else {}
+
+
+def whereabouts(folder: str | os.PathLike, named: str, place: str | None) -> str:
+    """Where the images that `folder` learned from were: as they were named, or from the folder that the name was given
+    in. Raises `UserError` if they are at neither."""
+    if Path(named).exists() or named == "embedded" or named.partition("/")[0].lower() in PREFIXES:
+        return named
+    if place is not None and Path(place).exists():
+        say(f"note: {folder} has its images from {named}; they are taken from {place}")
+        return place
+    raise UserError(f"{named}, from which {folder} has its images, is not there: say where they are now (--data)")
 
 
 def identity(data: Data) -> dict:

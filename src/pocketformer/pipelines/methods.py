@@ -10,7 +10,7 @@ from pocketformer.search import Objective, Walk
 from pocketformer.search.alternatives import Evolution, Nsga2, Pruning, RandomSearch, Uniform, V1Scale, V1Slimming
 from pocketformer.search.alternatives.v1_scale import PerMillisecond
 from pocketformer.search.method import Method
-from pocketformer.search.trajectory import evaluations
+from pocketformer.search.trajectory import checked, evaluations
 from pocketformer.supernet import MetaPathSupernet, Supernet
 from pocketformer.supernet.magnitude import cut_magnitude
 
@@ -84,7 +84,7 @@ def _count(evaluations_: str) -> int:
     if evaluations_.isdecimal():
         return int(evaluations_)
     path = Path(evaluations_) / "search.jsonl"
-    lines = files.Lines.read(path) if path.exists() else []
+    lines = checked(files.Lines.read(path), path)
     if not any(line["type"] == "end" for line in lines):
         raise UserError(f"--evaluations {evaluations_} is neither a number nor the folder of a finished search")
     return evaluations(lines)

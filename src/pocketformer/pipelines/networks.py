@@ -13,6 +13,7 @@ from pocketformer import ranks
 from pocketformer.architecture import Architecture, Selection
 from pocketformer.architecture.design import Grid
 from pocketformer.models import Network, create_model
+from pocketformer.pipelines.images import whereabouts_of
 from pocketformer.progress import stage
 from pocketformer.runs import Ledger
 from pocketformer.supernet import Supernet
@@ -119,6 +120,7 @@ class FinalTraining:
             freeze(result, self.recipe.freeze)
             recalibrate(result, split, result.resolution, self.seed, balanced=self.recipe.balance == "sampling")
             about = {"source": self.data.source, "stored_size": list(self.data.final.stored_size)}
+            about |= whereabouts_of(self.data.source)
             about |= {"group_by": self.data.group_by} if self.data.group_by else {}
             about |= self.data.depth.recorded()
             checkpoint.save_model(folder, result, self.data.classes, about)

@@ -23,7 +23,7 @@ from pocketformer.progress import say, stage
 from pocketformer.runs import Inputs, Run, check_folder, held, read_config
 from pocketformer.search import Objective, Walk
 from pocketformer.search.metrics import amount, spread, unit_of
-from pocketformer.search.trajectory import Point, at_last_correction, evaluations, points
+from pocketformer.search.trajectory import Point, at_last_correction, checked, evaluations, points
 from pocketformer.training.compute import Compute
 
 
@@ -155,7 +155,7 @@ def search(
 def pick(folder: Path, limits: Mapping[str, Budget], min_mes: float | None) -> dict:
     """Chooses on a finished trajectory: the state of highest accuracy among those that meet the budgets."""
     read_config(folder)
-    lines = files.Lines.read(folder / "search.jsonl")
+    lines = checked(files.Lines.read(folder / "search.jsonl"), folder / "search.jsonl")
     if not lines:
         raise UserError(f"{folder} holds no trajectory (search.jsonl)")
     if not any(line["type"] == "end" for line in lines):

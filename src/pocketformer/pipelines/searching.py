@@ -17,6 +17,7 @@ from pocketformer.search.beam import Turn
 from pocketformer.search.method import Begun, Method
 from pocketformer.search.trajectory import (
     Point,
+    checked,
     end_line,
     move_lines,
     points,
@@ -43,7 +44,9 @@ class Trajectory:
     method: Method = field(default_factory=Walk)
 
     def __post_init__(self) -> None:
-        lines = ranks.from_first(whole_moves(files.Lines.read(self.path)) if ranks.first() else None)
+        lines = ranks.from_first(
+            whole_moves(checked(files.Lines.read(self.path), self.path)) if ranks.first() else None
+        )
         settings = {
             "budgets": dict(self.objective.budgets),
             "min_mes": self.objective.min_mes,

@@ -10,7 +10,7 @@ from pocketformer.pipelines.networks import FinalTraining
 from pocketformer.pipelines.supernets import load_supernet, weights_of
 from pocketformer.progress import say, stage
 from pocketformer.runs import read_config
-from pocketformer.search.trajectory import path_to, points
+from pocketformer.search.trajectory import checked, path_to, points
 from pocketformer.supernet import Supernet
 from pocketformer.training import checkpoint
 from pocketformer.training.balance import loss_weights
@@ -48,7 +48,7 @@ def load_searched(folder: Path, architecture: Architecture) -> Searched:
     file, source = folder / "search.jsonl", folder
     if not file.is_file():
         raise UserError(f"{folder} holds no search (search.jsonl): give a folder of search or design")
-    lines = files.Lines.read(file)
+    lines = checked(files.Lines.read(file), file)
     if not (folder / "supernet" / "model.safetensors").is_file():
         config = read_config(folder)
         source = Path(config["settings"]["supernet"])

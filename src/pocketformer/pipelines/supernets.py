@@ -9,11 +9,19 @@ from pocketformer import files, ranks
 from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.architecture.results import space_costs
 from pocketformer.errors import UserError
-from pocketformer.pipelines.images import few, identity, open_images, record_images, say_uneven, say_unreadable
+from pocketformer.pipelines.images import (
+    few,
+    identity,
+    open_images,
+    record_images,
+    say_uneven,
+    say_unreadable,
+    whereabouts,
+)
 from pocketformer.pipelines.networks import as_result, recalibrated_score
 from pocketformer.pipelines.sampling import Choice, Sampling
 from pocketformer.pipelines.settings import stored_size
-from pocketformer.progress import say, stage
+from pocketformer.progress import stage
 from pocketformer.runs import Ledger, Run, check_folder, held
 from pocketformer.supernet import MetaPathSupernet, Supernet, new_supernet
 from pocketformer.supernet.channels import sort_channels
@@ -29,7 +37,6 @@ from pocketformer.training.engine import Job, planned_steps, train
 from pocketformer.training.evaluation import evaluate
 from pocketformer.training.mixing import Mixing
 from pocketformer.training.recipe import Recipe
-from pocketformer.training.sources import PREFIXES
 from pocketformer.training.targets import InPlace, Labels, Targets, Taught
 from pocketformer.training.tasks import NEEDS_LARGEST, MetaPathTask, SandwichTask
 from pocketformer.training.teachers import check_distillation, load_teacher
@@ -129,7 +136,7 @@ def images_of(
 ) -> Data:
     """The images that the supernet of `folder` learned from, split as they were then: what it is to be scored on must
     not be among what it has seen. `source`: where they are now. Raises `UserError` if they have changed."""
-    source = source or _whereabouts(folder, config)
+    source = source or whereabouts(folder, config["data"], config.get("place"))
     how, groups = (source, size, config["seed"], config["bad_images"], workers), {"group_by": config.get("group_by")}
     data = open_images(*how, **groups)
     if (known := config["classes"]) != list(data.classes):
@@ -148,17 +155,6 @@ def images_of(
             "scored on may be among those it has seen: train a supernet on what is there now"
         )
     return data
-
-
-def _whereabouts(folder: str | os.PathLike, config: dict) -> str:
-    """Where a supernet's images were: as they were named, or from the folder that the name was given in."""
-    named, place = config["data"], config.get("place")
-    if Path(named).exists() or named == "embedded" or named.partition("/")[0].lower() in PREFIXES:
-        return named
-    if place is not None and Path(place).exists():
-        say(f"note: {folder} has its images from {named}; they are taken from {place}")
-        return place
-    raise UserError(f"{named}, from which {folder} has its images, is not there: say where they are now (--data)")
 
 
 def recalibration(supernet: Supernet, subnet: Architecture | Selection, data: Data, seed: int) -> dict:

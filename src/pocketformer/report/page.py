@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pocketformer import files
 from pocketformer.errors import UserError
+from pocketformer.progress import say
 from pocketformer.report import classes, correlation, curves, diagram, plots, scores, sections, tables, theme
 from pocketformer.report.figure import Plot
 from pocketformer.report.images import save_image
@@ -23,12 +24,16 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     out = Path(out) if out is not None else records[0].path / "report.html"
     if out.is_dir():
         raise UserError(f"{out} is a folder: name the HTML file to write")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out}: the page is an HTML file, whose name ends in .html")
     page = _Page(out.absolute().parent)
     several = len(records) > 1
     body = _side_by_side(records, page) if several else ""
     body += "".join(_run(record, page, f"r{i}-" if several else "") for i, record in enumerate(records))
     title = "Runs side by side" if several else f"{records[0].command}: {records[0].title}"
     files.write_text(out, _document(title, body, page.draws))
+    for problem in dict.fromkeys(problem for record in records for problem in record.problems):
+        say(f"warning: {problem}")
     return out
 
 

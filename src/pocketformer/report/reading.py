@@ -1,5 +1,6 @@
 """What a run's folder holds, read without failing over what it does not hold (contract 5)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pocketformer.errors import UserError
 from pocketformer.report.wording import is_number
 from pocketformer.runs import read_config
 from pocketformer.search.metrics import kind_of
+from pocketformer.search.trajectory import checked
 
 _FILES = ("config.yaml", "results.json", "search.jsonl", "metrics.jsonl", "latency_table.json")
 
@@ -100,7 +102,7 @@ def read_run(path: str | Path) -> Record:
         if (folder / "config.json").is_file() and not record.network:
             record.network = _object(record, folder.absolute() / "config.json", "configuration")
     record.subnets = _object(record, "recalibration.json", "accuracies of subnets")
-    record.search = _lines(record, "search.jsonl")
+    record.search = _lines(record, "search.jsonl", checked)
     for name, file in _metrics(record).items():
         if lines := [line for line in _lines(record, file) if "step" in line]:
             record.trainings[name] = lines
@@ -121,9 +123,10 @@ def _object(record: Record, name: str | Path, what: str) -> dict:
     return {}
 
 
-def _lines(record: Record, name: str) -> list[dict]:
+def _lines(record: Record, name: str, check: Callable[[list, Path], list] = lambda lines, _: lines) -> list[dict]:
+    path = record.path / name
     try:
-        return [line for line in files.Lines.read(record.path / name) if isinstance(line, dict)]
+        return [line for line in check(files.Lines.read(path), path) if isinstance(line, dict)]
     except (UserError, OSError, UnicodeDecodeError) as error:
         record.problems.append(str(error))
         return []

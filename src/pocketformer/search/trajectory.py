@@ -4,11 +4,13 @@ Steps count the executed actions of the whole file. An action was executed in th
 its line says the `parent` step: with a beam, and where the search goes on from another state than the last one.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pocketformer.architecture import SearchSpace, Selection
+from pocketformer.errors import UserError
 from pocketformer.search.beam import Turn
 from pocketformer.search.joint import Costs, Evaluated, Move, Score, State
 from pocketformer.search.metrics import from_key, kind_of, to_key
@@ -120,6 +122,15 @@ def end_line(step: int, status: str) -> dict:
     return {"type": "end", "step": step, "status": status}
 
 
+def checked(lines: list, where: str | os.PathLike) -> list[dict]:
+    """Lines as a file of a search holds them. Raises `UserError` for others, which names the file, `where`."""
+    for number, line in enumerate(lines, 1):
+        kind = line.get("type") if isinstance(line, dict) else None
+        if not isinstance(kind, str) or (number == 1) != (kind == "start"):
+            raise UserError(f"{where} is damaged, or no search's: line {number} is not one of its lines")
+    return lines
+
+
 def whole_moves(lines: list[dict]) -> list[dict]:
     """The lines without those of a move, or of a beam's turn, that a kill cut short."""
 
@@ -151,7 +162,15 @@ def last_turn(lines: list[dict]) -> list[int]:
 
 
 def points(space: SearchSpace, lines: list[dict]) -> list[Point]:
-    """The states of a trajectory in the order of their steps, the start first."""
+    """The states of a trajectory in the order of their steps, the start first. Raises `UserError` for lines of another
+    space, and where something is missing."""
+    try:
+        return _points(space, lines)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"search.jsonl is damaged, or of another space ({type(error).__name__}: {error})") from None
+
+
+def _points(space: SearchSpace, lines: list[dict]) -> list[Point]:
     found: list[Point] = []
     names: list[str] = []
     executed = [line for line in lines if line["type"] == "executed"]
