@@ -1,5 +1,6 @@
 """Files and folders of runs given where another one of them is meant: each is told what it is, and where to look."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def shop(tmp_path_factory) -> Path:
     for name in ("model.safetensors", "config.json", "architecture.json", "results.json"):
         (folder / "begun" / name).unlink()
     (folder / "network" / "exported").mkdir()
+    (folder / "scenes").mkdir()
+    (folder / "scenes" / "config.json").write_text('{"task": "semantic segmentation"}')
     save_file(create_model(space.largest, 3).state_dict(), folder / "alone.safetensors")
     return folder
 
@@ -43,6 +46,7 @@ WRONG = {
     "a search": ("search", "is a search, which trains no network: `train --architecture {shop}/search --init"),
     "a folder of a search": ("search/front", "lies in a run: give {shop}/search"),
     "a training that goes on": ("begun", "run of 'train' that has left no network (yet): its command, repeated"),
+    "a segmenter": ("scenes", "holds a model for semantic segmentation, not a classifier: `pocketformer segment`"),
     "images": ("data", "data holds no trained network (no config.json)"),
 }
 
@@ -77,6 +81,22 @@ def test_a_supernet_is_found_by_its_file(cli, shop, tmp_path):
     cli(*command, "--supernet", shop / "supernet/model.safetensors", "--out", tmp_path / "new").succeeds()
     assert (tmp_path / "new/architecture.json").read_bytes() == (shop / "search/architecture.json").read_bytes()
     cli(*command, "--supernet", shop / "nothing", "--out", tmp_path / "more").fails(2, "nothing: no such folder")
+
+
+def test_a_table_that_cannot_be_is_refused_before_anything_is_trained(cli, shop, tmp_path):
+    values = json.loads((shop / "table.json").read_text())
+    (tmp_path / "table.json").write_text(json.dumps({**values, "constant": -5}))
+    more = ("--latency", tmp_path / "table.json", "--max-latency", "50%", "--out", tmp_path / "new")
+    words = ("ms of the smallest network of space tiny", "profile again")
+    cli("design", "--data", shop / "data", "--space", shop / "space.yaml", *more).fails(2, *words)
+    cli("search", "--supernet", shop / "supernet", *more).fails(2, *words)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_no_architecture_is_told(cli, shop, tmp_path):
+    command = ("train", "--data", shop / "data", "--out", tmp_path / "new", "--architecture")
+    for path in ("network/last.ckpt", "space.yaml", "nothing/s0"):
+        cli(*command, shop / path).fails(2, f"{shop / path} is no architecture: give a published name", alone=True)
 
 
 def test_messages_name_what_the_command_has(cli, shop, tmp_path):

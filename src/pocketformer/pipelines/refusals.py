@@ -26,6 +26,11 @@ def check_table(table: LatencyTable, where: str, space: SearchSpace, num_classes
             f"latency table {where} does not answer for every member of space {space.name}: {len(missing)} of its "
             f"blocks have no entry, first {missing[0]!r}"
         )
+    if (least := table.latency(space.minimum.architecture)) <= 0:
+        raise UserError(
+            f"latency table {where} says {least:.3g} ms of the smallest network of space {space.name}: it was edited, "
+            "or measured on a busy device; profile again"
+        )
 
 
 def _measured_for(space: str, num_classes: int, resolution: tuple[int, int]) -> str:

@@ -81,6 +81,8 @@ def load_segmenter(folder: str | os.PathLike) -> Trained:
     folder = Path(folder)
     if folder.name == "model.safetensors":
         folder = folder.parent
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder of the segmenter")
     if not folder.is_dir():
         raise UserError(f"no such folder of a segmenter: {folder}")
     if not (folder / "config.json").is_file():

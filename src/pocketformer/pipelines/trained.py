@@ -18,6 +18,8 @@ def load_architecture(text: str, size: Grid | None = None) -> Architecture:
     path = Path(text)
     if path.is_dir():
         path = path / "architecture.json"
+    if path.suffix != ".json" and (path.exists() or len(path.parts) > 1):
+        raise UserError(f"{text} is no architecture: give a published name, an architecture.json or a folder with one")
     found = Architecture.load(path) if path.suffix == ".json" else Architecture.named(text)
     if size is None:
         return found

@@ -140,6 +140,9 @@ def load_model(folder: str | os.PathLike, architecture: Architecture | None = No
     config = files.read_json(folder / "config.json", "model configuration")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} is not a model configuration")
+    if task := config.get("task"):
+        command = "detect" if task == "detection" else "segment"
+        raise UserError(f"{folder} holds a model for {task}, not a classifier: `pocketformer {command}` uses it")
     if "space" in config:
         raise UserError(f"{folder} holds a supernet, not a single network: `search` it and `train` what it finds")
     missing = [name for name in ("classes", "data", "resolution", "mean", "std") if name not in config]

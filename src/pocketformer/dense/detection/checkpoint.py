@@ -57,6 +57,8 @@ def load_detector(folder: Path) -> Trained:
     """The detector of a folder written by `save_detector`. `UserError` for anything else."""
     if folder.name == "model.safetensors":
         folder = folder.parent
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder of the detector")
     if not folder.is_dir():
         raise UserError(f"no such checkpoint folder: {folder}")
     config = files.read_json(folder / "config.json", "model configuration")
