@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from designed import architectures
 from perturbed import perturb
 from pocketformer import create_model
-from pocketformer.architecture import NAMES, Architecture, Attention, Design, Stage
+from pocketformer.architecture import Architecture, Attention, Design, Stage
 from pocketformer.architecture.layers import sum_costs
 from pocketformer.deploy import export, format_of, fuse
 from pocketformer.devices.candidates import fused, write_chain
+from pocketformer.models.blank import Blank
 from pocketformer.runtimes import runtime
 
 torch.set_num_threads(1)
@@ -32,15 +33,14 @@ aten = torch.ops.aten
 
 
 @given(architectures(), st.tuples(st.integers(0, 9), st.integers(0, 9)), st.booleans(), st.integers(1, 5))
-@settings(max_examples=70, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_costs_are_those_of_the_built_network(architecture, larger, distilled, in_chans):
     resolution = tuple(a + b for a, b in zip(architecture.design.resolution, larger, strict=True))
     options = {"num_classes": 7, "distilled": distilled, "in_chans": in_chans}
-    with torch.device("meta"):
+    with Blank():
         model = create_model(architecture, resolution=resolution, **options).eval()
-        image = torch.empty(1, in_chans, *resolution)
-    with FlopCounterMode(display=False) as counter:
-        model(image)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, in_chans, *resolution))
     options["resolution"] = resolution
     assert architecture.parameters(**options) == sum(p.numel() for p in model.parameters())
     assert 2 * architecture.macs(**options) == counter.get_total_flops()
@@ -106,7 +106,7 @@ S0 = Architecture.named("efficientformerv2_s0").with_design(resolution=64)  # va
 @given(architectures())
 @example(S0)
 @example(S0.with_design(strided_attention="keys-values"))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_activations_are_those_of_the_fused_block(architecture):
     for block in architecture.blocks(num_classes=7, distilled=False):
         assert block.activations() == peak_values(fused(block), torch.randn(1, block.inputs, *block.grid)), block
@@ -135,7 +135,7 @@ def assert_fused_equals(model, x, tolerance):
 
 
 @given(architectures(), st.booleans(), st.tuples(st.integers(0, 9), st.integers(0, 9)))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_fused_equals_the_network(architecture, distilled, larger):
     """In float64, so that nothing but a wrong formula can tell them apart; also at another size than the built one."""
     model = perturb(create_model(architecture, 5, distilled=distilled, in_chans=2).double())
@@ -148,9 +148,11 @@ def test_fused_equals_the_network(architecture, distilled, larger):
     assert_fused_equals(model, x, 1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformer_l3", "efficientformerv2_s0"])
 def test_fused_equals_the_published_network_in_single_precision(name):
-    model = perturb(create_model(name, 10))
+    with Blank():
+        model = create_model(name, 10)
+    perturb(model)
     assert_fused_equals(model, smooth_images(model), 1e-5)
 
 
@@ -169,12 +171,9 @@ EXPORTED = {
 
 
 def shallow(architecture):
-    """Of each stage the first block, and an attention block between two FFNs: exporters take a while per operator."""
+    """Of each stage the last block, after an attention block if it has any: exporters take a while per operator."""
     stages = [
-        Stage(
-            stage.width,
-            [stage.blocks[0], Attention(), stage.blocks[-1]] if Attention() in stage.blocks else stage.blocks[:1],
-        )
+        Stage(stage.width, ([Attention()] if Attention() in stage.blocks else []) + [stage.blocks[-1]])
         for stage in architecture.stages
     ]
     return Architecture(stages, architecture.design)
