@@ -15,8 +15,9 @@ import pytest
 from made_up_run import CORRECTION, HOSTILE, costs_of, make_design_run, write_config, write_json, write_metrics
 from pocketformer.architecture import Architecture, SearchSpace, Selection
 from pocketformer.errors import UserError
+from pocketformer.pipelines.segment_folders import TASK
 from pocketformer.report import write_figures, write_report
-from pocketformer.report.figure import share_axis, step_axis
+from pocketformer.report.figure import log_axis, share_axis, step_axis
 from pocketformer.report.reading import read_run, states
 from pocketformer.search import Objective
 
@@ -226,7 +227,7 @@ MEMBERS, SHARES = ("largest", "smallest", "random"), (0.8125, 0.725, 0.6375)
     [
         (
             "segment",
-            {"task": "segmentation", "num_classes": 2, "classes": ["sky", "<road>"]},
+            {"task": TASK, "num_classes": 2, "classes": ["sky", "<road>"]},
             {"mIoU": 0.625, "images": 12, "split": "test", "iou": {"sky": 0.75, "<road>": 0.5}, "pixels": {"sky": 3}},
             ("62.50 %", "Mean IoU", "12 images", "<road>50.00 %", "sky75.00 %", "Semantic FPN, 2 classes"),
         ),
@@ -250,6 +251,14 @@ def test_dense_trainings(tmp_path, task, config, results, expected):
         assert words in visible, words
     assert "mean of 7" not in visible  # a classifier's head
     assert "Not in this folder" not in visible
+
+
+def test_a_training_of_one_step_is_to_be_seen_and_large_scores_are_written_out(tmp_path):
+    run = tmp_path / "run"
+    write_config(run, "train", data="photos")
+    write_metrics(run / "metrics.jsonl", 1, False, 0)
+    assert '"markers"' in json.dumps(Reader(write_report([run]).read_text(encoding="utf-8")).figures)
+    assert log_axis("MES", [16_000, 39_000])["ticktext"] == ["20,000", "25,000", "30,000", "40,000"]
 
 
 def test_search_alone(tmp_path, design_run):

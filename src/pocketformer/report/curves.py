@@ -71,6 +71,7 @@ def _curve(name: str, lines: list[dict], values: list[float], colour: str) -> li
     every = -(-len(values) // _POINTS)
     steps, raw = [line["step"] for line in lines], values
     smooth = _smooth(values) if len(values) > 20 else values
+    mode = "lines" if len(values) > 1 else "markers"  # a line through one point is not to be seen
     texts = [
         f"<b>{safe(name)}</b>, step {line['step']}<br>loss {significant(value)} "
         f"(smoothed {significant(mean)})<br>learning rate {plain(line.get('lr'))}"
@@ -88,7 +89,7 @@ def _curve(name: str, lines: list[dict], values: list[float], colour: str) -> li
         safe(name),
         steps[::every],
         smooth[::every],
-        "lines",
+        mode,
         colour,
         texts,
         legendgroup=name,

@@ -128,6 +128,6 @@ def log_axis(title: str, values: Sequence[float]) -> dict:
     span = {
         "range": [math.log10(low), math.log10(high)],
         "tickvals": ticks,
-        "ticktext": [f"{t:,.4g}" for t in ticks],
+        "ticktext": [f"{t:,.0f}" if t >= 1e4 else f"{t:,.4g}" for t in ticks],
     }
     return axis(title, type="log", **(span if len(ticks) > 1 else {}))

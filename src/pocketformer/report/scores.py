@@ -5,7 +5,7 @@ from pocketformer.report.reading import Record, part
 from pocketformer.report.sections import card
 from pocketformer.report.wording import count, is_number, percent, safe
 
-_HEADS = {"segmentation": "Semantic FPN", "detection": "feature pyramid, and heads for boxes"}
+_HEADS = {"semantic segmentation": "Semantic FPN", "detection": "feature pyramid, and heads for boxes"}
 _SUBNETS = {"largest": "largest subnet", "smallest": "smallest subnet trained", "random": "a random subnet"}
 _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
