@@ -293,7 +293,7 @@ def test_names_of_other_formats_are_refused(cli, place, tmp_path):
     file.parent.mkdir(exist_ok=True)
     file.write_text("<net/>")
     answer = cli("evaluate", "--checkpoint", file, "--runtime", "onnxruntime", "--data", place / "data")
-    answer.fails(2, "is a file of format openvino, but onnxruntime runs onnx")
+    answer.fails(2, "onnxruntime runs onnx files (.onnx), not this one")
 
 
 @pytest.mark.usefixtures("converted_once")

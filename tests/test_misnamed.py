@@ -158,3 +158,12 @@ def test_a_page_tells_what_it_could_not_read_and_is_html(cli, shop, tmp_path):
     for name in (shop / "network/architecture.json", tmp_path / "page.pdf", tmp_path / "page"):
         cli("report", shop / "network", "--out", name).fails(2, str(name), "ends in .html", alone=True)
     assert (shop / "network/architecture.json").read_bytes() == kept
+
+
+def test_files_of_another_runtime(cli, shop, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    words = "model.onnx: openvino runs openvino files (.xml), not this one"
+    cli("benchmark", tmp_path / "model.onnx", "--runtime", "openvino").fails(2, words)
+    given = ("--checkpoint", tmp_path / "model.onnx", "--runtime", "openvino")
+    cli("predict", *given, shop / "data").fails(2, words)
+    cli("evaluate", *given, "--data", shop / "data").fails(2, words)

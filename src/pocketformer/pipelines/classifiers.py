@@ -130,7 +130,7 @@ def _checked(exported: Path | None, format: str | None, folder: Path, runtime_na
     """The file to run: the one named, or the folder's own in the runtime's format."""
     wanted = runtime(runtime_name).FORMAT
     if format not in (None, wanted):
-        raise UserError(f"{exported} is a file of format {format}, but {runtime_name} runs {wanted}")
+        raise UserError(f"{exported}: {runtime_name} runs {wanted} files ({SUFFIXES[wanted]}), not this one")
     found = exported or folder / "exported" / f"model{SUFFIXES[wanted]}"
     if not found.exists():
         raise UserError(
