@@ -150,8 +150,11 @@ def test_our_folders(tmp_path):
 # --- another resolution
 
 
-@pytest.mark.parametrize("size", [256, 384, (192, 320)], ids=str)
-@pytest.mark.parametrize("layout", ["official", "timm", "pocketformer"])
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [(256, "official"), (384, "timm"), *(((192, 320), layout) for layout in ("official", "timm", "pocketformer"))],
+    ids=str,
+)
 def test_another_resolution_resamples_the_tables(layout, size, tmp_path):
     source = tiny(resolution=224)
     path = saved(tmp_path / "a.pth", source.export_checkpoint(layout))

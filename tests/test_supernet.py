@@ -32,7 +32,7 @@ def test_a_subnet_is_its_extracted_network_in_eval_mode(name):
     supernet = perturbed_supernet(name).eval()
     x = images(supernet.space, 3)
     outputs = []
-    chosen = (*subnets(supernet.space, 24), supernet.space.whole, supernet.space.minimum)
+    chosen = (*subnets(supernet.space, 10), supernet.space.whole, supernet.space.minimum)
     with torch.inference_mode():
         for subnet in {supernet.select(subnet): subnet for subnet in chosen}.values():
             outputs.append(supernet(x, subnet))
@@ -49,7 +49,7 @@ def test_a_subnet_is_its_extracted_network_in_eval_mode(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_subnet_is_its_extracted_network_in_training(name):
     supernet = perturbed_supernet(name)
-    check_training(supernet, subnets(supernet.space, 5))
+    check_training(supernet, subnets(supernet.space, 4))
 
 
 @given(spaces(elastic=True), st.booleans())
@@ -135,7 +135,7 @@ PUBLISHED = {"s0": 3_600_256, "s1": 6_185_560, "s2": 12_710_112, "l": 26_322_288
 
 
 def test_the_papers_space():
-    """224 px: the published networks and a random member; that one and the smallest in training too."""
+    """224 px: the published networks and a random member; that one in training too."""
     supernet = perturbed_supernet("efficientformerv2", 1000).eval()
     space = supernet.space
     x = images(space, 1)
@@ -147,7 +147,7 @@ def test_the_papers_space():
             assert parameters == networks.get(subnet, static.architecture.parameters())
             assert torch.allclose(supernet(x, subnet), static(x), rtol=1e-5, atol=2e-5)
     assert all(map(space.contains, networks))
-    check_training(supernet, [space.smallest, space.sample_selection(3)], batch=2)
+    check_training(supernet, [space.sample_selection(3)], batch=2)
 
 
 def test_one_head():
@@ -267,15 +267,14 @@ def recalibrated(model, x):
 def test_calibration_is_that_of_an_extracted_copy():
     supernet = perturbed_supernet("pocket28").double().eval()
     x = images(supernet.space, 9).double()
-    for seed in range(2):
-        subnet = supernet.space.sample_selection(seed)
-        before = supernet(x, subnet)
-        with supernet.calibrated(5):
-            scores = supernet(x, subnet)
-            # The rest of the batch has no say in the statistics.
-            assert torch.allclose(supernet(x[:7], subnet), scores[:7], rtol=0, atol=1e-9)
-        static = supernet.extract(subnet)
-        assert torch.allclose(recalibrated(copy.deepcopy(static), x[:5])(x), scores, rtol=0, atol=1e-9)
-        assert not torch.allclose(before, scores, atol=1e-2)
-        assert torch.equal(supernet(x, subnet), before)  # nothing stays behind
-        assert torch.equal(static(x), before) or torch.allclose(static(x), before, rtol=0, atol=1e-9)
+    subnet = supernet.space.sample_selection(1)
+    before = supernet(x, subnet)
+    with supernet.calibrated(5):
+        scores = supernet(x, subnet)
+        # The rest of the batch has no say in the statistics.
+        assert torch.allclose(supernet(x[:7], subnet), scores[:7], rtol=0, atol=1e-9)
+    static = supernet.extract(subnet)
+    assert torch.allclose(recalibrated(copy.deepcopy(static), x[:5])(x), scores, rtol=0, atol=1e-9)
+    assert not torch.allclose(before, scores, atol=1e-2)
+    assert torch.equal(supernet(x, subnet), before)  # nothing stays behind
+    assert torch.equal(static(x), before) or torch.allclose(static(x), before, rtol=0, atol=1e-9)
