@@ -282,7 +282,7 @@ def test_a_calibration_folder_without_images_is_refused(cli, place, tmp_path):
     out = tmp_path / "model.onnx"
     arguments = ["export", "--checkpoint", place / "run", "--int8", "--calibration", tmp_path / "empty", "--out", out]
     error = cli(*arguments).fails(2).lines[-1]
-    assert error == f"pocketformer: --calibration {tmp_path / 'empty'}: holds no images that can be read (1 files)"
+    assert error == f"pocketformer: {tmp_path / 'empty'} holds no images"
     assert not out.exists()
 
 
