@@ -6,8 +6,11 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from bench_of_formats import CLASSES, classes_in, open_place
 from pocketformer.deploy import SUFFIXES, export, runtime_of
@@ -104,6 +107,10 @@ def test_a_run_is_exported_and_evaluated(cli, place, format, options):
         "--json",
     )
     assert cli(*judged).json()["accuracy"] > 0.9
+    if format == "onnx" and not options:  # without --dynamic-batch it takes one image at a time
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        with pytest.raises(InvalidArgument, match="Got: 2 Expected: 1"):
+            session.run(None, {"image": np.zeros((2, *session.get_inputs()[0].shape[1:]), np.float32)})
 
 
 def _check_core_ml(place: Path, file: Path, found: dict) -> None:
